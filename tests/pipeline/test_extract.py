@@ -1,0 +1,129 @@
+"""Stage `extract`: reuse, continuation, refusals, and no jax."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.torch_bridge.fake_pair import fake_clips, fake_drafter, fake_target
+from torch_bridge.pair import load_pair
+from xmsd_jax.config import ConfigError, UserError, find, load
+from xmsd_jax.data.store import Store
+from xmsd_jax.pipeline import extract
+from xmsd_jax.pipeline.extract import ExtractConfig
+from xmsd_jax.pipeline.pair import PairConfig, model_folder, pair_fingerprint, pair_options
+
+
+@pytest.fixture
+def config(tmp_path):
+    fake_clips(tmp_path / "clips", {"train": 2, "test": 1})
+    return ExtractConfig(clips=tmp_path / "clips", questions=(0, 1, 2), max_new_tokens=6, batch=2, shard_rows=6)
+
+
+@pytest.fixture
+def loaded(monkeypatch):
+    """The fake pair in place of model folders; counts how often it is loaded."""
+    calls = []
+
+    def load_fakes(**options):
+        calls.append(options)
+        return fake_target(), fake_drafter()
+
+    monkeypatch.setattr(extract, "pair_options", lambda pair: {"dtype": pair.dtype})
+    monkeypatch.setattr("torch_bridge.pair.load_pair", load_fakes)
+    monkeypatch.setattr(extract, "pair_fingerprint", lambda pair: f"fingerprint of {pair.target}")
+    return calls
+
+
+def test_each_split_becomes_a_store(config, loaded, tmp_path, capsys):
+    paths = extract.run(config, tmp_path / "run")
+    assert list(paths) == ["train", "test"]
+    assert Store.open(paths["train"]).rows == 6
+    assert Store.open(paths["test"]).rows == 3
+    assert Store.open(paths["test"]).manifest.inputs["event_frames"]["n"] == 5
+    figures = extract.summary(Store.open(paths["train"]))
+    assert 0 < figures["target_len"] <= 6
+    assert 0 <= figures["same_position"] <= 1
+    assert "train: 6 answers" in capsys.readouterr().out
+
+
+def test_a_second_run_reuses_the_store_without_loading_a_model(config, loaded, tmp_path):
+    first = extract.run(config, tmp_path / "run")
+    assert extract.run(config, tmp_path / "run") == first
+    assert len(loaded) == 1
+    extract.run(config, tmp_path / "run", fresh=True)
+    assert len(loaded) == 2
+
+
+def test_hours_of_work_are_replaced_only_when_asked_to(config, loaded, tmp_path):
+    path = extract.run(config, tmp_path / "run")["train"]
+    other = ExtractConfig(clips=config.clips, questions=(5,), max_new_tokens=6)
+    with pytest.raises(UserError, match=r"other settings.*--fresh"):
+        extract.run(other, tmp_path / "run")
+    assert Store.open(path).rows == 6
+    assert Store.open(extract.run(other, tmp_path / "run", fresh=True)["train"]).rows == 2
+
+
+def test_an_unknown_split_is_found_before_a_model_is_loaded(config, loaded, tmp_path):
+    wrong = ExtractConfig(clips=config.clips, splits=("train", "dev"))
+    with pytest.raises(UserError, match="no split 'dev'"):
+        extract.run(wrong, tmp_path / "run")
+    assert not loaded
+
+
+@pytest.mark.parametrize(
+    "change", [{"batch": 0}, {"shard_rows": -1}, {"questions": ()}, {"questions": (1, 1)}, {"questions": (10,)}]
+)
+def test_settings_that_cannot_be_are_refused(change):
+    with pytest.raises(ConfigError, match=next(iter(change))):
+        ExtractConfig(clips=Path("clips"), **change)
+
+
+@pytest.mark.parametrize("which", ["target", "drafter"])
+def test_a_missing_model_folder_is_named(which, tmp_path):
+    pair = PairConfig(**{which: str(tmp_path / "absent")})
+    with pytest.raises(ConfigError, match=f"pair.{which}.*absent"):
+        model_folder(pair, which)
+
+
+def test_the_pairs_fingerprint_follows_the_content_of_its_files(tmp_path):
+    for which in ("target", "drafter"):
+        (tmp_path / which).mkdir()
+        (tmp_path / which / "config.json").write_text("{}")
+    pair = PairConfig(target=str(tmp_path / "target"), drafter=str(tmp_path / "drafter"))
+    before = pair_fingerprint(pair)
+    assert pair_fingerprint(pair) == before
+    (tmp_path / "drafter" / "model.safetensors").write_bytes(b"1")
+    assert pair_fingerprint(pair) != before
+
+
+def test_a_gpu_that_is_not_there_is_said_before_weights_are_read(tmp_path, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    pair = PairConfig(target=str(tmp_path), drafter=str(tmp_path), device="cuda")
+    with pytest.raises(ConfigError, match=r"pair\.device"):
+        load_pair(**pair_options(pair))
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:", "cuda:x", ""])
+def test_a_device_is_the_cpu_or_a_gpu(device):
+    with pytest.raises(ConfigError, match="device"):
+        PairConfig(device=device)
+
+
+def test_the_packaged_config_loads():
+    assert load(ExtractConfig, find("extract/small.yaml")).pair == PairConfig(threads=1)
+
+
+def test_extraction_imports_no_jax():
+    code = """
+import sys
+import xmsd_jax.pipeline.extract
+assert "torch" not in sys.modules, "torch is imported only when the stage runs"
+import torch_bridge.extraction, torch_bridge.pair, torch_bridge.verifier
+assert not any(name.split(".")[0] in ("jax", "flax") for name in sys.modules)
+"""
+    root = Path(__file__).resolve().parents[2]
+    environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=root, env=environment)

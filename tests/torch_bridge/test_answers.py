@@ -1,0 +1,188 @@
+"""Batched answers equal answers alone, whatever shares the batch, and s is the drafter at the target's tokens."""
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import CLIPVisionConfig, LlamaConfig, VideoLlavaConfig, VideoLlavaForConditionalGeneration
+
+from tests.torch_bridge.fake_pair import EOS, REAL, fake_clip, fake_drafter, fake_target
+from torch_bridge.answers import Batch
+from torch_bridge.video_llava import Target, load_target
+from torch_bridge.vlm import Session
+from xmsd_jax.data.questions import QUESTIONS
+from xmsd_jax.data.recording import davis_clips
+from xmsd_jax.pipeline.pair import PairConfig, model_folder
+
+STEPS = 24
+CLOSE = {"rtol": 0, "atol": 5e-5}
+CLIPS = [fake_clip(number) for number in range(3)]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def target():
+    return fake_target()
+
+
+@pytest.fixture(scope="module")
+def answers(target):
+    return Batch(target, CLIPS, QUESTIONS).answer(STEPS)
+
+
+def alone(vlm, clip, question) -> tuple[list[int], torch.Tensor]:
+    """Ids and states of one row by the batch-1 engine, EOS included."""
+    session = Session(vlm)
+    states = [session.prefill(question, session.encode(clip))]
+    ids = [int(session.head(states[-1]).argmax())]
+    while ids[-1] != EOS and len(ids) < STEPS:
+        states.append(session.step(ids[-1]))
+        ids.append(int(session.head(states[-1]).argmax()))
+    return ids, torch.cat(states)
+
+
+def test_the_fake_answers_are_worth_testing_on(answers):
+    """Some end early, some do not, some hold ids that the drafter has not."""
+    assert {STEPS} < set(answers.lengths.tolist())
+    assert (answers.ids >= REAL).any()
+
+
+def test_each_row_equals_its_own_run_in_batch_1(target, answers):
+    for row, (ids, lengths, hidden) in enumerate(zip(answers.ids, answers.lengths, answers.hidden, strict=True)):
+        clip, question = divmod(row, len(QUESTIONS))
+        expected, states = alone(target, CLIPS[clip], QUESTIONS[question])
+        assert ids[:lengths].tolist() == expected
+        torch.testing.assert_close(hidden[:lengths], states, **CLOSE)
+
+
+def test_each_state_emits_its_token_and_nothing_stands_past_the_end(target, answers):
+    emitted = target.lm_head(answers.hidden).argmax(-1)
+    for row, length in enumerate(answers.lengths.tolist()):
+        assert emitted[row, :length].tolist() == answers.ids[row, :length].tolist()
+        assert (answers.ids[row, length - 1] == EOS) or length == STEPS
+        assert EOS not in answers.ids[row, : length - 1]
+        assert not answers.ids[row, length:].any()
+        assert not answers.hidden[row, length:].any()
+
+
+def test_the_visual_prefix_is_encoded_once_per_clip():
+    vlm = fake_target()
+    Batch(vlm, CLIPS, QUESTIONS)
+    assert vlm.encoded == len(CLIPS)
+
+
+def test_answers_can_be_taken_again_because_the_cache_returns_to_the_prompt(target):
+    batch = Batch(target, CLIPS[:1], QUESTIONS[:3])
+    first, again = batch.answer(6), batch.answer(6)
+    assert torch.equal(first.hidden, again.hidden)
+
+
+def test_synced_states_are_those_of_the_drafter_reading_the_targets_tokens_one_by_one(answers):
+    drafter = fake_drafter()
+    batch = Batch(drafter, CLIPS, QUESTIONS)
+    own = batch.answer(STEPS)
+    synced = batch.read_answers(answers.ids, answers.lengths)
+    assert torch.equal(synced[:, 0], own.hidden[:, 0])
+    for row, length in enumerate(answers.lengths.tolist()):
+        session = Session(drafter)
+        clip, question = divmod(row, len(QUESTIONS))
+        states = [session.prefill(QUESTIONS[question], session.encode(CLIPS[clip]))]
+        for token in answers.ids[row, : length - 1].tolist():
+            states.append(session.step(token if token < REAL else 0))
+        torch.testing.assert_close(synced[row, :length], torch.cat(states), **CLOSE)
+        assert not synced[row, length:].any()
+
+
+def test_synced_states_do_not_see_the_token_they_stand_before(answers):
+    batch = Batch(fake_drafter(), CLIPS, QUESTIONS)
+    before = batch.read_answers(answers.ids, answers.lengths)
+    changed = answers.ids.clone()
+    changed[:, 4:] = 7
+    after = batch.read_answers(changed, answers.lengths)
+    assert torch.equal(before[:, :5], after[:, :5])
+    longer = answers.lengths > 6
+    assert not torch.equal(before[longer, 5], after[longer, 5])
+
+
+def test_an_answer_of_one_token_has_one_synced_state():
+    batch = Batch(fake_drafter(), CLIPS[:1], QUESTIONS[:2])
+    synced = batch.read_answers(torch.tensor([[EOS, 0], [EOS, 0]]), torch.tensor([1, 1]))
+    assert synced[:, 0].any()
+    assert not synced[:, 1].any()
+
+
+def test_one_token_is_the_shortest_answer(target, answers):
+    one = Batch(target, CLIPS, QUESTIONS).answer(1)
+    assert one.ids[:, 0].tolist() == answers.ids[:, 0].tolist()
+    assert one.lengths.tolist() == [1] * len(one.ids)
+
+
+def test_a_prompt_whose_first_piece_depends_on_the_question_is_refused(target, monkeypatch):
+    pieces = target.prompt_pieces
+    monkeypatch.setattr(target, "prompt_pieces", lambda question: pieces(question)[::-1])
+    with pytest.raises(ValueError, match="must not depend on the question"):
+        Batch(target, CLIPS, QUESTIONS)
+
+
+def test_clips_with_different_numbers_of_visual_tokens_are_refused(target, monkeypatch):
+    sizes = iter([8, 7])
+    monkeypatch.setattr(target, "encode", lambda clip: torch.zeros(next(sizes), target.width))
+    with pytest.raises(ValueError, match=r"received \[8, 7\].*batch 1"):
+        Batch(target, CLIPS[:2], QUESTIONS)
+
+
+@pytest.fixture(scope="module")
+def video_llava(tmp_path_factory):
+    """transformers' own class, random and tiny, behind the project's `Target`."""
+    words = ["<unk>", "<s>", "</s>", *sorted({word for question in QUESTIONS for word in question.split()} | {"USER:"})]
+    tokenizer = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    folder = tmp_path_factory.mktemp("video_llava")
+    tokenizer.save(str(folder / "tokenizer.json"))
+    count = len(words)
+    config = VideoLlavaConfig(
+        vision_config=CLIPVisionConfig(
+            hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4, image_size=28,
+            patch_size=14,
+        ),
+        text_config=LlamaConfig(
+            vocab_size=count + 8, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+            max_position_embeddings=256, initializer_range=0.4, bos_token_id=1, eos_token_id=EOS, pad_token_id=0,
+        ),
+        image_token_index=count, video_token_index=count + 1, image_seq_length=5, video_seq_length=40,
+    )  # fmt: skip
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        model = VideoLlavaForConditionalGeneration(config)
+        model.lm_head.weight.data.normal_(0, 0.4)
+    return Target(model, folder)
+
+
+@pytest.fixture(scope="module")
+def packaged():
+    return load_target(model_folder(PairConfig(), "target"))
+
+
+@pytest.mark.parametrize(("which", "steps"), [("video_llava", 12), ("packaged", 64)])
+def test_target_answers_equal_transformers_own_generate_row_by_row(which, steps, request):
+    video_llava = request.getfixturevalue(which)
+    clips = CLIPS[:2] if which == "video_llava" else davis_clips()[:1]
+    batched = Batch(video_llava, clips, QUESTIONS).answer(steps)
+    video_id = video_llava.model.config.video_token_index
+    for row, (ids, length) in enumerate(zip(batched.ids, batched.lengths, strict=True)):
+        clip, question = divmod(row, len(QUESTIONS))
+        before, after = video_llava.prompt_pieces(QUESTIONS[question])
+        visual = len(video_llava.encode(clips[clip]))
+        prompt = torch.tensor([[*before.tolist(), *[video_id] * visual, *after.tolist()]])
+        own = video_llava.model.generate(
+            input_ids=prompt, attention_mask=torch.ones_like(prompt), do_sample=False, max_new_tokens=steps,
+            pad_token_id=0, pixel_values_videos=video_llava.pixels(clips[clip])[None], eos_token_id=EOS,
+        )  # fmt: skip
+        assert ids[:length].tolist() == own[0, prompt.shape[1] :].tolist()
+    assert len(set(map(tuple, batched.ids.tolist()))) > 5

@@ -1,0 +1,177 @@
+"""The drafter: EventGPT (Vicuna + CLIP over event frames), as a `torch_bridge.vlm.VLM`.
+
+Per frame `feature_adaptor(visual_projector(tower))`, once; then the aggregator, which has no weights:
+the mean over tokens of every frame, followed by the mean over frames of every token.
+"""
+
+import json
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaModel
+
+from torch_bridge.folders import (
+    BOS,
+    EOS,
+    ModelFolderError,
+    load_exactly,
+    model_fingerprint,
+    read_json,
+    read_tokenizer,
+    read_weights,
+    text_ids,
+)
+from torch_bridge.pixels import clip_pixels
+from xmsd_jax.data.clips import Clip
+from xmsd_jax.data.events import EventFrames
+
+SYSTEM = (
+    "A chat between a curious human and an artificial intelligence assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the human's questions."
+)
+PROMPT = "{system} USER: <ev_start><event><ev_end>\n{question} ASSISTANT:"
+_TOWER = "model.visual_tower.visual_tower."
+
+
+def aggregate(features: Tensor) -> Tensor:
+    """[f, s, d] frame tokens -> [f + s, d]: temporal tokens (means over s), then spatial tokens (means over f)."""
+    return torch.cat([features.mean(1), features.mean(0)])
+
+
+class _Tower(nn.Module):
+    """One more level of naming, as the public checkpoints have it."""
+
+    def __init__(self, config: CLIPVisionConfig) -> None:
+        super().__init__()
+        self.visual_tower = CLIPVisionModel(config)
+
+
+class EventGPTModel(LlamaModel):
+    """The Llama with the event path beside it; `forward` is the Llama's own."""
+
+    def __init__(self, config: LlamaConfig, vision: CLIPVisionConfig) -> None:
+        super().__init__(config)
+        self.visual_tower = _Tower(vision)
+        self.visual_projector = nn.Sequential(
+            nn.Linear(vision.hidden_size, config.hidden_size), nn.GELU(), nn.Linear(config.hidden_size, config.hidden_size)
+        )
+        self.feature_adaptor = nn.Linear(config.hidden_size, config.hidden_size)
+
+
+class EventGPTForCausalLM(nn.Module):
+    """Names of parameters as in the public checkpoint: `model.*` and `lm_head.weight`."""
+
+    def __init__(self, config: LlamaConfig, vision: CLIPVisionConfig) -> None:
+        super().__init__()
+        self.config, self.vision_config = config, vision
+        self.model = EventGPTModel(config, vision)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+
+    def event_features(self, pixels: Tensor) -> Tensor:
+        """Event frames [b, 3, y, x] -> adapted tokens [b, s, d], CLS kept, no post-norm."""
+        tokens = self.model.visual_tower.visual_tower(pixels).last_hidden_state
+        return self.model.feature_adaptor(self.model.visual_projector(tokens))
+
+
+class EventGPT:
+    """An EventGPT in evaluation mode with its tokenizer and the event frames that it reads."""
+
+    def __init__(self, model: EventGPTForCausalLM, folder: Path, event_frames: EventFrames) -> None:
+        self.model = model.eval().requires_grad_(False)
+        self.event_frames = event_frames
+        self.tokenizer = read_tokenizer(folder)
+        self.name = f"eventgpt:{folder.name}"
+        self.config_dict: dict[str, Any] = read_json(folder, "config.json")
+        self.eos_id = int(self.tokenizer.token_to_id(EOS))
+        self.real_vocabulary = int(model.config.vocab_size)
+
+    @property
+    def language_model(self) -> LlamaModel:
+        """The Llama that reads embeddings and gives post-norm states."""
+        return self.model.model
+
+    @property
+    def lm_head(self) -> nn.Linear:
+        """States -> logits."""
+        return self.model.lm_head
+
+    @property
+    def width(self) -> int:
+        """d, the width of a state."""
+        return int(self.model.config.hidden_size)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.lm_head.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the states."""
+        return self.lm_head.weight.dtype
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of weights and configuration."""
+        return model_fingerprint(self.model, self.config_dict)
+
+    def prompt_pieces(self, question: str) -> tuple[np.ndarray, np.ndarray]:
+        """Text ids before and after the event tokens; the pieces are tokenised apart, BOS once."""
+        before, after = PROMPT.format(system=SYSTEM, question=question).split("<event>")
+        first = [self.tokenizer.token_to_id(BOS)]
+        return np.concatenate([first, text_ids(self.tokenizer, before)]).astype(np.int32), text_ids(self.tokenizer, after)
+
+    def pixels(self, clip: Clip) -> Tensor:
+        """The clip's event frames as float32[f, 3, y, x]."""
+        return clip_pixels(self.event_frames.frames(clip.events), int(self.model.vision_config.image_size))
+
+    @torch.inference_mode()
+    def encode(self, clip: Clip) -> Tensor:
+        """Event tokens [f + s, d] (582 for five frames of the 7B model, 578 for one)."""
+        return aggregate(self.model.event_features(self.pixels(clip).to(self.device, self.dtype)))
+
+
+def load_drafter(
+    folder: str | Path, *, dtype: str = "float32", device: str = "cpu", event_frames: EventFrames | None = None
+) -> EventGPT:
+    """Load an EventGPT folder whose checkpoint carries the vision tower; float32 or bfloat16."""
+    folder = Path(folder)
+    config = read_json(folder, "config.json")
+    if config.get("model_type") != "EventChat_llama":
+        raise ModelFolderError(f"{folder}/config.json: model_type is not EventChat_llama; give an EventGPT folder as drafter")
+    vision = CLIPVisionConfig(**read_json(folder / str(config["mm_visual_tower"]), "config.json"))
+    model = EventGPTForCausalLM(llama_config(config), vision)
+    tensors = {name.replace(_TOWER + "vision_model.", _TOWER): t for name, t in read_weights(folder).items()}
+    load_exactly(model, tensors, folder)
+    return EventGPT(model.to(device, getattr(torch, dtype)), folder, event_frames or EventFrames())
+
+
+def llama_config(config: dict[str, Any]) -> LlamaConfig:
+    """The Llama part of an EventGPT config.json."""
+    own = {"architectures", "model_type", "mm_visual_tower", "event_feature_adaptor"}
+    return LlamaConfig(**{key: value for key, value in config.items() if key not in own})
+
+
+def save_drafter(model: EventGPTForCausalLM, folder: Path, *, dtype: torch.dtype) -> None:
+    """Write config.json, the tower's config and the weights under the public names."""
+    tower = folder / "clip"
+    tower.mkdir(parents=True, exist_ok=True)
+    (tower / "config.json").write_text(json.dumps(_plain(model.vision_config.to_dict()), indent=2, sort_keys=True) + "\n")
+    own = {"architectures": ["EventChatModel"], "model_type": "EventChat_llama", "mm_visual_tower": "clip"}
+    config = _plain(model.config.to_dict()) | own | {"event_feature_adaptor": True}
+    (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    tensors = {
+        name.replace(_TOWER, _TOWER + "vision_model."): tensor.detach().to("cpu", dtype).contiguous()
+        for name, tensor in model.state_dict().items()
+    }
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def _plain(config: dict[str, Any]) -> dict[str, Any]:
+    """Configuration keys that describe the model, not the software that wrote them."""
+    return {k: v for k, v in config.items() if k not in ("transformers_version", "_name_or_path", "dtype") and v is not None}

@@ -1,0 +1,42 @@
+"""Loading a pair: the target and the drafter in one dtype on one device."""
+
+from pathlib import Path
+
+import torch
+
+from torch_bridge.eventgpt import EventGPT, load_drafter
+from torch_bridge.video_llava import Target, load_target
+from xmsd_jax.config import ConfigError
+from xmsd_jax.data.events import EventFrames
+
+
+def load_pair(
+    target: Path, drafter: Path, *, dtype: str, device: str, threads: int | None = None, event_frames: EventFrames
+) -> tuple[Target, EventGPT]:
+    """Load both models of a pair from their folders.
+
+    Args:
+        target: a Video-LLaVA folder.
+        drafter: an EventGPT folder.
+        dtype: "float32" or "bfloat16".
+        device: "cpu", "cuda" or "cuda:1".
+        threads: of torch in this process from now on; None leaves them.
+        event_frames: what the drafter sees of a clip's events.
+
+    Raises:
+        UserError: a folder that does not fit, a device that is not there, or models that do not share their ids.
+    """
+    if torch.device(device).type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(f"pair.device: {device}: torch finds no GPU; set pair.device to cpu")
+    if threads is not None:
+        torch.set_num_threads(threads)
+    pair = (
+        load_target(target, dtype=dtype, device=device),
+        load_drafter(drafter, dtype=dtype, device=device, event_frames=event_frames),
+    )
+    if pair[0].eos_id != pair[1].eos_id:
+        raise ConfigError(
+            f"pair: both models must share their ids; </s> is {pair[0].eos_id} in {target} and {pair[1].eos_id} in "
+            f"{drafter}: give models of one tokenizer"
+        )
+    return pair

@@ -1,0 +1,91 @@
+"""The live target: `xmsd_jax.decoding.ports.Verifier` over one `Session`, with the times of its prefill."""
+
+from collections.abc import Mapping, Sequence
+from time import perf_counter
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from torch_bridge.vlm import VLM, Session, prompt_ids
+from xmsd_jax.decoding.ports import Prompt, Verified
+
+
+class TorchVerifier:
+    """Verifies drafts with a VLM, eagerly, batch 1.
+
+    Emitted ids are the argmax over the FULL padded vocabulary: what the target itself says. Drafts are masked by who
+    makes them (`vocabulary` is the number of real ids). Each pass waits for the device once, to copy the ids.
+    """
+
+    def __init__(self, vlm: VLM) -> None:
+        """Verify with `vlm`, which is loaded already."""
+        self.vlm = vlm
+        self._session = Session(vlm)
+        self._times = {"vision": 0.0, "prefill": 0.0}
+
+    @property
+    def eos_ids(self) -> frozenset[int]:
+        """The ids that end an answer."""
+        return frozenset({self.vlm.eos_id})
+
+    @property
+    def vocabulary(self) -> int:
+        """The number of real ids; drafts stay below it."""
+        return self.vlm.real_vocabulary
+
+    @property
+    def times(self) -> Mapping[str, float]:
+        """Seconds of the last prefill's parts; vision is 0 when its encoding was given."""
+        return dict(self._times)
+
+    def prompt_ids(self, prompt: Prompt) -> np.ndarray:
+        """Return the text ids of the prompt, int32[s]."""
+        return prompt_ids(self.vlm, prompt.question)
+
+    def encode(self, prompt: Prompt) -> Tensor:
+        """Return the visual tokens of the prompt's clip, [s, d], to give to `prefill` for other questions about it."""
+        return self._session.encode(prompt.clip)
+
+    def prefill(
+        self, prompt: Prompt, draft_ids: Sequence[int] = (), *, logits: bool = False, visual: Tensor | None = None
+    ) -> Verified:
+        """Start a new answer: read the prompt, and `draft_ids` in the same pass (`ride`); m = len(draft_ids) + 1.
+
+        Args:
+            prompt: clip and question.
+            draft_ids: ids for the answer's first positions; crop those that turn out wrong.
+            logits: also return the logits.
+            visual: an encoding from `encode`, so that it is not computed again (its time is then 0).
+        """
+        self.synchronize()
+        start = perf_counter()
+        encoded = self._session.encode(prompt.clip) if visual is None else visual
+        self.synchronize()
+        seen = perf_counter()
+        verified = self._emit(self._session.prefill(prompt.question, encoded, draft_ids), logits)
+        self._times = {"vision": seen - start if visual is None else 0.0, "prefill": perf_counter() - seen}
+        return verified
+
+    def step(self, token: int, *, logits: bool = False) -> Verified:
+        """Read one token; m = 1."""
+        return self._emit(self._session.step(token), logits)
+
+    def verify(self, ids: Sequence[int], *, logits: bool = False) -> Verified:
+        """Read the ids in one pass; m = len(ids). ValueError on no ids, or ids outside the embedding table."""
+        return self._emit(self._session.verify(ids), logits)
+
+    def crop(self, count: int) -> None:
+        """Forget the last `count` tokens read. ValueError if more than was read since the prompt."""
+        self._session.crop(count)
+
+    def synchronize(self) -> None:
+        """Wait for the device."""
+        if self.vlm.device.type == "cuda":
+            torch.cuda.synchronize(self.vlm.device)
+
+    @torch.inference_mode()
+    def _emit(self, hidden: Tensor, logits: bool) -> Verified:
+        scores = self._session.head(hidden)
+        ids = scores.argmax(dim=-1).to(torch.int32).cpu().numpy()
+        return Verified(ids=ids, hidden=hidden, logits=scores.float().cpu().numpy() if logits else None)

@@ -1,0 +1,192 @@
+"""`xmsd STAGE [CONFIG] [--section.field value] [--run-dir DIR] [--fresh]`: the only reader of the command line.
+
+Exit codes: 0 done; 1 the run finished but failed what it must hold; 2 bad input, with one line `xmsd: error: ...` that
+names the file, the field and the remedy; 130 interrupted. Nothing heavy is imported before a stage starts.
+"""
+
+import dataclasses
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from xmsd_jax import __version__
+from xmsd_jax.typed import UserError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StageEntry:
+    """A stage of the table: `xmsd_jax.pipeline.<name>` has the dataclass `config` and `run(config, run_dir, fresh)`."""
+
+    name: str
+    config: str
+    purpose: str
+    default: str | None = None
+
+
+STAGES = {
+    entry.name: entry
+    for entry in (
+        StageEntry(
+            name="demo",
+            config="DemoConfig",
+            purpose="the whole road on the small world: clips, states, live decoding, report",
+            default="demo/small.yaml",
+        ),
+        StageEntry(name="clips", config="ClipsConfig", purpose="make or convert clips: events, video, questions"),
+        StageEntry(name="extract", config="ExtractConfig", purpose="paired hidden states and ids of both models"),
+        StageEntry(name="benchmark", config="BenchmarkConfig", purpose="live speculative decoding, wall clock"),
+        StageEntry(name="report", config="ReportConfig", purpose="results and traces -> one HTML page, markdown, CSV"),
+    )
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Command:
+    """A read command line."""
+
+    stage: StageEntry
+    config: str | None
+    run_dir: Path | None
+    fresh: bool
+    overrides: dict[str, str]
+    help: bool
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # before jax loads: torch shares the GPU
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _main(arguments)
+    except UserError as error:
+        return _stop("error", error, 2)
+    except KeyboardInterrupt:
+        return _stop("interrupted", "run the same command again to continue", 130)
+
+
+def _main(arguments: list[str]) -> int:
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(_overview())
+        return 0 if arguments else 2
+    if arguments[0] == "--version":
+        print(f"xmsd {__version__}")
+        return 0
+    command = read_command(arguments)
+    if command.help:
+        print(_stage_help(command.stage))
+        return 0
+    return _run(command)
+
+
+def read_command(arguments: Sequence[str]) -> Command:
+    """The command line in words.
+
+    Raises:
+        UserError: an unknown stage, an option without value, two configs, or none where there is no default.
+    """
+    name, *rest = arguments
+    if name not in STAGES:
+        raise UserError(f"command line: {name}: no such stage; known: {', '.join(STAGES)}")
+    positional, options, flags = _split(rest)
+    stage = STAGES[name]
+    if len(positional) > 1:
+        raise UserError(
+            f"command line: {positional[1]}: one CONFIG is taken; options are written --section.field value"
+        )
+    config = positional[0] if positional else stage.default
+    if config is None and "help" not in flags:
+        raise UserError(f"command line: {name}: needs a CONFIG: a YAML file or the name of a packaged one")
+    run_dir = options.pop("run-dir", None)
+    if run_dir == "":
+        raise UserError("command line: --run-dir: is empty; name a folder")
+    return Command(
+        stage=stage,
+        config=config,
+        run_dir=Path(run_dir) if run_dir else None,
+        fresh="fresh" in flags,
+        overrides=options,
+        help="help" in flags,
+    )
+
+
+def _split(arguments: Sequence[str]) -> tuple[list[str], dict[str, str], set[str]]:
+    """Positional arguments, options with values, and flags."""
+    positional, options, flags = [], {}, set()
+    rest = iter(arguments)
+    for argument in rest:
+        name, equals, value = argument.removeprefix("--").partition("=")
+        if argument in ("--fresh", "--help", "-h"):
+            flags.add({"-h": "help"}.get(argument, name))
+            continue
+        if not argument.startswith("--"):
+            positional.append(argument)
+            continue
+        value = value if equals else next(rest, "--")
+        if value.startswith("--") or not name:
+            raise UserError(f"command line: {argument}: has no value; write {argument} VALUE")
+        if name in options:
+            raise UserError(f"command line: {argument}: is given twice; keep one")
+        options[name] = value
+    return positional, options, flags
+
+
+def _run(command: Command) -> int:
+    from xmsd_jax import config as configs  # YAML: not for `--help`
+    from xmsd_jax.runs import RunFailed
+
+    path = configs.find(command.config or "", command.stage.name)
+    module, config_class = stage_module(command.stage)
+    config = configs.load(config_class, path, command.overrides)
+    run_dir = command.run_dir or default_run_dir(command.stage, path)
+    try:
+        module.run(config, run_dir, fresh=command.fresh)
+    except RunFailed as error:
+        return _stop("failed", error, 1)
+    return 0
+
+
+def stage_module(stage: StageEntry) -> tuple[Any, type]:
+    """The module of a stage and its config class."""
+    module = importlib.import_module(f"xmsd_jax.pipeline.{stage.name}")
+    return module, getattr(module, stage.config)
+
+
+def default_run_dir(stage: StageEntry, config: Path) -> Path:
+    """`runs/<stage>` for the stage's own config, else `runs/<stage>/<config name>`."""
+    is_own = stage.default is not None and config.as_posix().endswith(stage.default)
+    return Path("runs") / stage.name if is_own else Path("runs") / stage.name / config.stem
+
+
+def _stop(kind: str, reason: object, code: int) -> int:
+    print(f"xmsd: {kind}: {' '.join(str(reason).split())}", file=sys.stderr)
+    return code
+
+
+def _overview() -> str:
+    stages = "\n".join(f"  {stage.name:<10} {stage.purpose}" for stage in STAGES.values())
+    return f"""usage: xmsd STAGE [CONFIG] [--section.field value ...] [--run-dir DIR] [--fresh]
+
+stages:
+{stages}
+
+CONFIG is a YAML file or the name of a packaged one (demo/small.yaml); `xmsd STAGE --help` lists its fields.
+--section.field value   override a field of CONFIG
+--run-dir DIR           where the run is written (default: runs/STAGE, or runs/STAGE/CONFIG)
+--fresh                 do finished stages again
+--version, --help"""
+
+
+def _stage_help(stage: StageEntry) -> str:
+    from xmsd_jax.describe import describe
+
+    config = f"[CONFIG={stage.default}]" if stage.default else "CONFIG"
+    fields = "\n".join(describe(stage_module(stage)[1]))
+    usage = f"usage: xmsd {stage.name} {config} [--section.field value ...] [--run-dir DIR] [--fresh]"
+    return f"{usage}\n\n{stage.purpose}\n{fields}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

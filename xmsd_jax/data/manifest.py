@@ -1,0 +1,115 @@
+"""What a store says about itself, and the comparison that keeps states of different runs from being mixed."""
+
+import dataclasses
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from xmsd_jax.config import UserError
+
+FORMAT = "xmsd-store"
+VERSION = 1
+FILE = "manifest.json"
+
+
+class StoreError(UserError):
+    """A store that is missing, foreign, damaged, unfinished, or made by another run than the one asked for."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """Everything that must agree before two sets of states may be compared (SEMANTICS "Store").
+
+    `vocabulary` holds "real", "target" and "drafter" sizes; `batch` says how rows were put together, because in
+    bfloat16 the composition of a batch can move a tie; `inputs` says what the models see of a clip beyond their own
+    configuration (event frames); `norm_slot` is "post": states go straight into the head.
+    """
+
+    models: Mapping[str, str]
+    revisions: Mapping[str, str]
+    quantisation: Mapping[str, str]
+    norm_slot: str
+    prompt_hash: str
+    vocabulary: Mapping[str, int]
+    head_fingerprint: str
+    software: Mapping[str, str]
+    batch: Mapping[str, Any]
+    inputs: Mapping[str, Any]
+    questions: tuple[str, ...]
+    max_new_tokens: int
+    width: int
+    rows: int
+    dtype: Literal["float32", "bfloat16"]
+    shard_rows: int
+    clips_fingerprint: str
+
+    def __post_init__(self) -> None:
+        """Check the sizes that the arrays are made from."""
+        for name in ("max_new_tokens", "width", "rows", "shard_rows"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise StoreError(f"manifest: {name} must be a whole number of at least 1; received {value!r}")
+        if self.dtype not in ("float32", "bfloat16"):
+            raise StoreError(f"manifest: dtype must be float32 or bfloat16; received {self.dtype!r}")
+        object.__setattr__(self, "questions", tuple(self.questions))
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the manifest as JSON values, with the format's name and version."""
+        fields = {**dataclasses.asdict(self), "questions": list(self.questions)}
+        return {"format": FORMAT, "version": VERSION, **fields}
+
+
+def read_manifest(path: Path) -> Manifest:
+    """Read `manifest.json` of the store at `path`.
+
+    Raises:
+        StoreError: no such file, not JSON, another format or version, fields missing or unknown.
+    """
+    file = path / FILE
+    again = "run the extraction again, or give the folder of a split that `xmsd extract` wrote"
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise StoreError(f"{path}: not a store, {FILE} is missing: {again}") from None
+    except (OSError, ValueError) as error:
+        raise StoreError(f"{file}: cannot be read ({error}): {again}") from None
+    if not isinstance(content, dict) or content.pop("format", None) != FORMAT:
+        raise StoreError(f"{file}: a foreign file, its format is not {FORMAT!r}: {again}")
+    if (version := content.pop("version", None)) != VERSION:
+        raise StoreError(f"{file}: version {version!r}, this program reads {VERSION}: {again}")
+    names = {field.name for field in dataclasses.fields(Manifest)}
+    if wrong := sorted(names.symmetric_difference(content)):
+        raise StoreError(f"{file}: fields missing or unknown: {', '.join(wrong)}: {again}")
+    return Manifest(**content)
+
+
+def require(path: Path, found: Manifest, expected: Mapping[str, Any], remedy: str) -> None:
+    """Compare the named fields; a mapping is compared on the keys that `expected` gives.
+
+    Raises:
+        StoreError: every field that differs, with both values, and `remedy`.
+    """
+    stored, wanted = found.to_json(), json.loads(json.dumps(dict(expected)))
+    if unknown := sorted(set(wanted) - set(stored)):
+        raise StoreError(f"a manifest has no field {', '.join(unknown)}; fields: {', '.join(stored)}")
+    different = [line for name, value in wanted.items() for line in _differences(name, stored[name], value)]
+    if different:
+        raise StoreError(f"{path}: the store does not fit: {'; '.join(different)}: {remedy}")
+
+
+def write_json(file: Path, content: Any) -> None:
+    """Write JSON so that a kill leaves the old file or the new one, never a part."""
+    partial = file.with_name(file.name + ".tmp")
+    with partial.open("w", encoding="utf-8") as stream:
+        json.dump(content, stream, indent=1, sort_keys=True, ensure_ascii=False)
+        stream.flush()
+        os.fsync(stream.fileno())
+    partial.replace(file)
+
+
+def _differences(name: str, stored: Any, wanted: Any) -> list[str]:
+    if isinstance(stored, dict) and isinstance(wanted, dict):
+        return [line for key in wanted for line in _differences(f"{name}.{key}", stored.get(key), wanted[key])]
+    return [] if stored == wanted else [f"{name} is {stored!r}, expected {wanted!r}"]

@@ -1,0 +1,176 @@
+"""How a store lies on disk: its fields, their zarr3 metadata, the size of every shard file, and the head's file."""
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes  # noqa: F401  makes numpy know "bfloat16"
+import numpy as np
+import tensorstore
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from xmsd_jax.data.manifest import Manifest, StoreError
+
+# Field -> (its axes after the rows, dtype; None = the manifest's).
+FIELDS: Mapping[str, tuple[tuple[str, ...], str | None]] = {
+    "drafter_hidden": (("t", "d"), None),
+    "target_hidden": (("t", "d"), None),
+    "drafter_synced": (("t", "d"), None),
+    "drafter_ids": (("t",), "int32"),
+    "target_ids": (("t",), "int32"),
+    "drafter_len": ((), "int32"),
+    "target_len": ((), "int32"),
+    "question": ((), "int32"),
+    "sequence": ((), "int32"),
+    "clip": ((), "int32"),
+    "done": ((), "uint8"),
+}
+GROUP = {"zarr_format": 3, "node_type": "group", "attributes": {}}
+HEAD = "target_head.safetensors"
+CRC_BYTES = 4
+INDEX_ENTRY_BYTES = 16  # offset and length of an inner chunk, uint64 each
+REPAIR = "the store is damaged: delete it and extract again (--fresh)"
+
+
+def row_shape(manifest: Manifest, field: str) -> tuple[int, ...]:
+    """Return the shape of one row of a field."""
+    sizes = {"t": manifest.max_new_tokens, "d": manifest.width}
+    return tuple(sizes[axis] for axis in FIELDS[field][0])
+
+
+def dtype_of(manifest: Manifest, field: str) -> np.dtype:
+    """Return the numpy dtype of a field."""
+    return np.dtype(FIELDS[field][1] or manifest.dtype)
+
+
+def shards(rows: int, shard_rows: int) -> list[range]:
+    """Return the row range of every shard; the last may be shorter."""
+    return [range(start, min(start + shard_rows, rows)) for start in range(0, rows, shard_rows)]
+
+
+def open_field(path: Path, manifest: Manifest, field: str, *, create: bool = False) -> tensorstore.TensorStore:
+    """Open one field's array, which must have exactly the metadata that the manifest asks for.
+
+    Raises:
+        StoreError: missing, or of another shape, dtype or chunking.
+    """
+    try:
+        return tensorstore.open(_spec(path, manifest, field), open=True, create=create).result()
+    except ValueError as error:
+        raise StoreError(f"{path / field}: {_first_line(error)}: {REPAIR}") from None
+
+
+def read(path: Path, array: tensorstore.TensorStore, index: slice | np.ndarray) -> np.ndarray:
+    """Read rows; one indexed read is some 50 times faster than a read per row.
+
+    Raises:
+        StoreError: the data does not match its crc32c, or a shard is cut short.
+    """
+    try:
+        return np.asarray(array[index].read().result())
+    except ValueError as error:
+        raise StoreError(f"{path}: {_first_line(error)}: {REPAIR}") from None
+
+
+def check_fields(path: Path, manifest: Manifest, fields: Mapping[str, np.ndarray], rows: int) -> None:
+    """Raise StoreError unless `fields` are all fields but `done`, each [rows, ...] in its dtype."""
+    if wrong := sorted(set(fields).symmetric_difference(set(FIELDS) - {"done"})):
+        raise StoreError(f"{path}: a shard is written with all its fields; missing or unknown: {', '.join(wrong)}")
+    for name, array in fields.items():
+        shape, dtype = (rows, *row_shape(manifest, name)), dtype_of(manifest, name)
+        if array.shape != shape or array.dtype != dtype:
+            raise StoreError(f"{path}: {name} must be {dtype}{list(shape)}; received {array.dtype}{list(array.shape)}")
+
+
+def check_files(path: Path, manifest: Manifest) -> None:
+    """Raise StoreError when a shard file is missing or has not the size that its rows give.
+
+    A missing shard would be read as zeros, in silence.
+    """
+    for field in FIELDS:
+        for file, size in _file_sizes(path, manifest, field).items():
+            found = file.stat().st_size if file.exists() else None
+            if found != size:
+                received = "the file is missing" if found is None else f"{found} bytes"
+                raise StoreError(f"{file}: a shard of {size} bytes is expected; {received}: {REPAIR}")
+
+
+def head_fingerprint(weight: np.ndarray) -> str:
+    """Return the sha256 of a head's dtype, shape and bytes, 16 hex digits."""
+    digest = hashlib.sha256(f"{weight.dtype}{weight.shape}".encode())
+    digest.update(np.ascontiguousarray(weight).view(np.uint8).data)
+    return digest.hexdigest()[:16]
+
+
+def keep_head(root: Path, weight: np.ndarray) -> None:
+    """Write the target's head [v, d] to `root`, whole or not at all; leave it alone if it is there already.
+
+    Raises:
+        StoreError: `root` holds the head of another target.
+    """
+    if (root / HEAD).exists():
+        if head_fingerprint(read_head(root)) != head_fingerprint(weight):
+            raise StoreError(f"{root / HEAD}: the head of another target; use --fresh, or another --run-dir")
+        return
+    root.mkdir(parents=True, exist_ok=True)
+    partial = root / (HEAD + ".tmp")
+    save_file({"lm_head.weight": np.ascontiguousarray(weight)}, partial)
+    partial.replace(root / HEAD)
+
+
+def read_head(root: Path) -> np.ndarray:
+    """Read the target's head [v, d], or raise StoreError."""
+    try:
+        return load_file(root / HEAD)["lm_head.weight"]
+    except (OSError, KeyError, SafetensorError) as error:
+        raise StoreError(f"{root / HEAD}: the target's head cannot be read ({error!r}): {REPAIR}") from None
+
+
+def _inner_rows(manifest: Manifest, field: str) -> int:
+    # One value a row is read as a whole column anyway, and 20 bytes of index and checksum for 4 would be waste.
+    return 1 if FIELDS[field][0] else manifest.shard_rows
+
+
+def _spec(path: Path, manifest: Manifest, field: str) -> dict[str, Any]:
+    row, dtype = row_shape(manifest, field), dtype_of(manifest, field)
+    codecs = [
+        {"name": "bytes", "configuration": {"endian": "little"}} if dtype.itemsize > 1 else {"name": "bytes"},
+        {"name": "crc32c"},
+    ]
+    sharding = {
+        "chunk_shape": [_inner_rows(manifest, field), *row],
+        "codecs": codecs,
+        "index_codecs": [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}],
+        "index_location": "end",
+    }
+    return {
+        "driver": "zarr3",
+        "kvstore": {"driver": "file", "path": str(path / field)},
+        "store_data_equal_to_fill_value": True,  # so that every written shard has a file, of a known size
+        "metadata": {
+            "shape": [manifest.rows, *row],
+            "data_type": dtype.name,
+            "fill_value": 0,
+            "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [manifest.shard_rows, *row]}},
+            "chunk_key_encoding": {"name": "default"},
+            "codecs": [{"name": "sharding_indexed", "configuration": sharding}],
+        },
+    }
+
+
+def _file_sizes(path: Path, manifest: Manifest, field: str) -> dict[Path, int]:
+    """Return the file of every shard and its exact size: uncompressed chunks, each with its crc, and the index."""
+    row, inner = row_shape(manifest, field), _inner_rows(manifest, field)
+    chunk = inner * int(np.prod(row, dtype=np.int64)) * dtype_of(manifest, field).itemsize + CRC_BYTES
+    index = manifest.shard_rows // inner * INDEX_ENTRY_BYTES + CRC_BYTES
+    zeros = ["0"] * len(row)
+    return {
+        path.joinpath(field, "c", str(number), *zeros): -(-len(rows) // inner) * chunk + index
+        for number, rows in enumerate(shards(manifest.rows, manifest.shard_rows))
+    }
+
+
+def _first_line(error: ValueError) -> str:
+    return str(error).splitlines()[0].split(" [tensorstore_spec")[0]

@@ -1,0 +1,130 @@
+"""Stage `extract`: both models answer every question about every clip; states and ids go into one store a split."""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from time import perf_counter
+
+import numpy as np
+
+from xmsd_jax import __version__
+from xmsd_jax.config import ConfigError, UserError, dump
+from xmsd_jax.data.clip_folder import ClipFolder
+from xmsd_jax.data.questions import QUESTIONS
+from xmsd_jax.data.store import Store
+from xmsd_jax.pipeline.pair import PairConfig, pair_fingerprint, pair_options
+from xmsd_jax.runs import Run, stage_key
+
+STAGE = "store"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExtractConfig:
+    """What is answered, by whom, and in which portions.
+
+    clips: a folder that `xmsd clips` made; splits: which of its splits, all when empty; questions: indices into the
+    ten questions; batch: clips answered together, each with all its questions; shard_rows: rows a store file holds,
+    and a killed run loses at most (256 to 1024 for states of width 4096; a multiple of the number of questions).
+    """
+
+    clips: Path
+    pair: PairConfig = field(default_factory=PairConfig)
+    splits: tuple[str, ...] = ()
+    questions: tuple[int, ...] = tuple(range(len(QUESTIONS)))
+    max_new_tokens: int = 64
+    batch: int = 1
+    shard_rows: int = 320
+
+    def __post_init__(self) -> None:
+        """Raise ConfigError for sizes below one and for questions that are not there."""
+        for name in ("max_new_tokens", "batch", "shard_rows"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name}: must be at least 1, got {getattr(self, name)}")
+        known = set(range(len(QUESTIONS)))
+        if not self.questions or len(set(self.questions)) < len(self.questions) or not set(self.questions) <= known:
+            raise ConfigError(
+                f"questions: different indices 0..{len(known) - 1} are needed, got {list(self.questions)}"
+            )
+
+
+def run(config: ExtractConfig, run_dir: Path, fresh: bool = False) -> dict[str, Path]:
+    """Extract (or reuse, or continue) `run_dir/store/<split>`; returns each split's store.
+
+    Raises:
+        UserError: clips, models or settings that do not fit, or a store of other settings in `run_dir` (hours of work
+            are not removed without `fresh`).
+    """
+    folder = ClipFolder.open(config.clips)
+    key = _key(config, folder)
+    if not fresh and _other_store(run_dir / STAGE, key):
+        raise UserError(
+            f"{run_dir / STAGE}: holds the store of other settings, clips or models; give --fresh to replace it, "
+            "or another --run-dir"
+        )
+    return extract(config, folder, Run.open(run_dir, config), fresh)
+
+
+def extract(config: ExtractConfig, folder: ClipFolder, run: Run, fresh: bool = False) -> dict[str, Path]:
+    """The stage inside an open run, over clips that are open already; a killed one goes on at its last whole shard."""
+    with run.stage(STAGE, _key(config, folder), fresh) as stage:
+        paths = {split: stage.path / split for split in config.splits or folder.splits}
+        if stage.reused:
+            return paths
+        for split in paths:
+            folder.entries(split)  # an unknown split is found before the models are loaded
+        _extract(config, folder, stage.path, run, tuple(paths))
+    return paths
+
+
+def summary(store: Store) -> dict[str, float]:
+    """Return rows, mean lengths, and the share of positions at which both models' own answers have the same token.
+
+    The last is over positions t < min(drafter_len, target_len): why states paired by index do not fit together.
+    """
+    lengths = {which: store.read(f"{which}_len") for which in ("target", "drafter")}
+    within = np.arange(store.manifest.max_new_tokens) < np.minimum(*lengths.values())[:, None]
+    same = (store.read("target_ids") == store.read("drafter_ids")) & within
+    return {
+        "rows": store.rows,
+        "target_len": float(lengths["target"].mean()),
+        "drafter_len": float(lengths["drafter"].mean()),
+        "same_position": float(same.sum() / within.sum()),
+    }
+
+
+def _extract(config: ExtractConfig, folder: ClipFolder, root: Path, run: Run, splits: tuple[str, ...]) -> None:
+    from torch_bridge.extraction import Settings, extract_split
+    from torch_bridge.pair import load_pair
+
+    target, drafter = load_pair(**pair_options(config.pair))
+    settings = Settings(
+        questions=config.questions,
+        max_new_tokens=config.max_new_tokens,
+        batch=config.batch,
+        shard_rows=config.shard_rows,
+        inputs={"event_frames": dump(config.pair.event_frames)},
+    )
+    for split in splits:
+        start = perf_counter()
+        path = extract_split(root, folder, split, target, drafter, settings)
+        figures = summary(Store.open(path))
+        run.log(split=split, seconds=round(perf_counter() - start, 3), **figures)
+        print(
+            f"{split}: {figures['rows']} answers of {figures['target_len']:.1f} (target) and "
+            f"{figures['drafter_len']:.1f} (drafter) tokens, {figures['same_position']:.1%} the same at the same "
+            f"position -> {path}",
+            flush=True,
+        )
+
+
+def _key(config: ExtractConfig, folder: ClipFolder) -> str:
+    return stage_key(config, __version__, folder.fingerprint, pair_fingerprint(config.pair))
+
+
+def _other_store(root: Path, key: str) -> bool:
+    """Whether `root` holds stores that another key made."""
+    try:
+        found = json.loads((root / "stage.json").read_text(encoding="utf-8")).get("key")
+    except (OSError, ValueError, AttributeError):
+        found = None
+    return found != key and any(root.glob("*/manifest.json"))
