@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaModel
 
 from torch_bridge.folders import (
-    BOS,
     EOS,
     ModelFolderError,
     load_exactly,
@@ -25,6 +25,8 @@ from torch_bridge.folders import (
     read_tokenizer,
     read_weights,
     text_ids,
+    token_id,
+    with_bos,
 )
 from torch_bridge.pixels import clip_pixels
 from xmsd_jax.data.clips import Clip
@@ -58,7 +60,9 @@ class EventGPTModel(LlamaModel):
         super().__init__(config)
         self.visual_tower = _Tower(vision)
         self.visual_projector = nn.Sequential(
-            nn.Linear(vision.hidden_size, config.hidden_size), nn.GELU(), nn.Linear(config.hidden_size, config.hidden_size)
+            nn.Linear(vision.hidden_size, config.hidden_size),
+            nn.GELU(),
+            nn.Linear(config.hidden_size, config.hidden_size),
         )
         self.feature_adaptor = nn.Linear(config.hidden_size, config.hidden_size)
 
@@ -87,8 +91,9 @@ class EventGPT:
         self.tokenizer = read_tokenizer(folder)
         self.name = f"eventgpt:{folder.name}"
         self.config_dict: dict[str, Any] = read_json(folder, "config.json")
-        self.eos_id = int(self.tokenizer.token_to_id(EOS))
+        self.eos_id = token_id(self.tokenizer, EOS)
         self.real_vocabulary = int(model.config.vocab_size)
+        self._image_size = int(model.vision_config.to_dict()["image_size"])
 
     @property
     def language_model(self) -> LlamaModel:
@@ -103,7 +108,7 @@ class EventGPT:
     @property
     def width(self) -> int:
         """d, the width of a state."""
-        return int(self.model.config.hidden_size)
+        return self.lm_head.in_features
 
     @property
     def device(self) -> torch.device:
@@ -122,13 +127,13 @@ class EventGPT:
 
     def prompt_pieces(self, question: str) -> tuple[np.ndarray, np.ndarray]:
         """Text ids before and after the event tokens; the pieces are tokenised apart, BOS once."""
-        before, after = PROMPT.format(system=SYSTEM, question=question).split("<event>")
-        first = [self.tokenizer.token_to_id(BOS)]
-        return np.concatenate([first, text_ids(self.tokenizer, before)]).astype(np.int32), text_ids(self.tokenizer, after)
+        before, after = PROMPT.split("<event>")
+        told = text_ids(self.tokenizer, after.format(question=question))
+        return with_bos(self.tokenizer, before.format(system=SYSTEM)), told
 
     def pixels(self, clip: Clip) -> Tensor:
         """The clip's event frames as float32[f, 3, y, x]."""
-        return clip_pixels(self.event_frames.frames(clip.events), int(self.model.vision_config.image_size))
+        return clip_pixels(self.event_frames.frames(clip.events), self._image_size)
 
     @torch.inference_mode()
     def encode(self, clip: Clip) -> Tensor:
@@ -139,16 +144,36 @@ class EventGPT:
 def load_drafter(
     folder: str | Path, *, dtype: str = "float32", device: str = "cpu", event_frames: EventFrames | None = None
 ) -> EventGPT:
-    """Load an EventGPT folder whose checkpoint carries the vision tower; float32 or bfloat16."""
+    """Load an EventGPT folder whose checkpoint carries the vision tower; float32 or bfloat16.
+
+    Raises:
+        ModelFolderError: a file is missing or damaged, or the weights do not fit config.json.
+    """
     folder = Path(folder)
     config = read_json(folder, "config.json")
     if config.get("model_type") != "EventChat_llama":
-        raise ModelFolderError(f"{folder}/config.json: model_type is not EventChat_llama; give an EventGPT folder as drafter")
-    vision = CLIPVisionConfig(**read_json(folder / str(config["mm_visual_tower"]), "config.json"))
-    model = EventGPTForCausalLM(llama_config(config), vision)
+        raise ModelFolderError(
+            f"{folder}/config.json: model_type is not EventChat_llama; give an EventGPT folder as drafter"
+        )
+    model = _empty_model(folder, config)
     tensors = {name.replace(_TOWER + "vision_model.", _TOWER): t for name, t in read_weights(folder).items()}
     load_exactly(model, tensors, folder)
     return EventGPT(model.to(device, getattr(torch, dtype)), folder, event_frames or EventFrames())
+
+
+def _empty_model(folder: Path, config: dict[str, Any]) -> EventGPTForCausalLM:
+    tower = config.get("mm_visual_tower")
+    if not isinstance(tower, str):
+        raise ModelFolderError(
+            f"{folder}/config.json: mm_visual_tower names the folder of the vision tower's config.json, got {tower!r}; "
+            "write that folder's path"
+        )
+    vision = read_json(folder / tower, "config.json")
+    try:
+        return EventGPTForCausalLM(llama_config(config), CLIPVisionConfig(**vision))
+    except (StrictDataclassError, ValueError, TypeError) as error:
+        reason = " ".join(str(error).split())
+        raise ModelFolderError(f"{folder}: config.json gives no model ({reason}); download it again") from error
 
 
 def llama_config(config: dict[str, Any]) -> LlamaConfig:
@@ -161,7 +186,8 @@ def save_drafter(model: EventGPTForCausalLM, folder: Path, *, dtype: torch.dtype
     """Write config.json, the tower's config and the weights under the public names."""
     tower = folder / "clip"
     tower.mkdir(parents=True, exist_ok=True)
-    (tower / "config.json").write_text(json.dumps(_plain(model.vision_config.to_dict()), indent=2, sort_keys=True) + "\n")
+    vision = _plain(model.vision_config.to_dict())
+    (tower / "config.json").write_text(json.dumps(vision, indent=2, sort_keys=True) + "\n")
     own = {"architectures": ["EventChatModel"], "model_type": "EventChat_llama", "mm_visual_tower": "clip"}
     config = _plain(model.config.to_dict()) | own | {"event_feature_adaptor": True}
     (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
@@ -174,4 +200,5 @@ def save_drafter(model: EventGPTForCausalLM, folder: Path, *, dtype: torch.dtype
 
 def _plain(config: dict[str, Any]) -> dict[str, Any]:
     """Configuration keys that describe the model, not the software that wrote them."""
-    return {k: v for k, v in config.items() if k not in ("transformers_version", "_name_or_path", "dtype") and v is not None}
+    software = ("transformers_version", "_name_or_path", "dtype")
+    return {key: value for key, value in config.items() if key not in software and value is not None}

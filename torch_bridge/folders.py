@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from torch import Tensor, nn
+from transformers.utils import logging as transformers_logging
 
 from xmsd_jax.config import UserError
 
@@ -23,14 +25,21 @@ class ModelFolderError(UserError):
 
 
 def read_json(folder: Path, name: str) -> dict[str, Any]:
-    """A JSON object of a model folder."""
+    """A JSON object of a model folder.
+
+    Raises:
+        ModelFolderError: no such file, or one that holds something else.
+    """
     path = folder / name
     if not path.is_file():
         raise ModelFolderError(f"{path}: missing; give the folder of a downloaded model (it holds {name})")
     try:
-        return json.loads(path.read_text())
+        found = json.loads(path.read_text())
     except ValueError as error:
         raise ModelFolderError(f"{path}: not JSON ({error}); download the model again") from None
+    if not isinstance(found, dict):
+        raise ModelFolderError(f"{path}: holds no JSON object but {type(found).__name__}; download the model again")
+    return found
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
@@ -48,19 +57,43 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
 
 
 def read_tokenizer(folder: Path) -> Tokenizer:
-    """The folder's tokenizer.json; it must know <s> and </s>."""
+    """The folder's tokenizer.json.
+
+    Raises:
+        ModelFolderError: it is missing, cannot be read, or does not know <s> and </s>.
+    """
     path = folder / "tokenizer.json"
     if not path.is_file():
         raise ModelFolderError(f"{path}: missing; save the model's fast tokenizer there")
-    tokenizer = Tokenizer.from_file(str(path))
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # `tokenizers` raises nothing narrower
+        raise ModelFolderError(f"{path}: no tokenizer ({error}); download it again") from None
     for token in (BOS, EOS):
         if tokenizer.token_to_id(token) is None:
             raise ModelFolderError(f"{path}: has no token {token}; it is not a Llama-like tokenizer")
     return tokenizer
 
 
+def token_id(tokenizer: Tokenizer, token: str) -> int:
+    """The id of a token that the tokenizer must have."""
+    number = tokenizer.token_to_id(token)
+    if number is None:
+        raise ValueError(f"the tokenizer must have the token {token}, it has none; use a Llama-like tokenizer")
+    return number
+
+
+def with_bos(tokenizer: Tokenizer, text: str) -> np.ndarray:
+    """Ids of the text that opens a prompt, int32[t]: BOS, then the text."""
+    return np.concatenate([np.asarray([token_id(tokenizer, BOS)], np.int32), text_ids(tokenizer, text)])
+
+
 def load_exactly(model: nn.Module, tensors: Mapping[str, Tensor], where: Path) -> None:
-    """Fill a model; every missing, unexpected or misshapen name stands in one error."""
+    """Fill a model.
+
+    Raises:
+        ModelFolderError: weights are missing, unexpected or misshapen: all three in one error.
+    """
     own = model.state_dict()
     missing, unexpected = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
     shapes = [
@@ -69,11 +102,36 @@ def load_exactly(model: nn.Module, tensors: Mapping[str, Tensor], where: Path) -
         if own[k].shape != tensors[k].shape
     ]
     if missing or unexpected or shapes:
-        raise ModelFolderError(
-            f"{where}: weights do not fit config.json; missing: {missing or 'none'}; unexpected: {unexpected or 'none'}; "
-            f"shapes: {shapes or 'right'}; use weights and config of one model"
-        )
+        raise misfit(where, missing=missing, unexpected=unexpected, shapes=shapes)
     model.load_state_dict(dict(tensors))
+
+
+def misfit(
+    where: Path, *, missing: Sequence[str], unexpected: Sequence[str], shapes: Sequence[str]
+) -> ModelFolderError:
+    """The error about weights that do not fit their config.json; long lists are cut."""
+    return ModelFolderError(
+        f"{where}: weights do not fit config.json; missing: {_listed(missing)}; unexpected: {_listed(unexpected)}; "
+        f"wrong shape: {_listed(shapes)}; use weights and config of one model"
+    )
+
+
+def _listed(names: Sequence[str], most: int = 4) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return (", ".join(names[:most]) or "none") + more
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Without progress bars and load reports: what matters in them becomes an error of ours."""
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        transformers_logging.enable_progress_bar()
 
 
 def text_ids(tokenizer: Tokenizer, text: str) -> np.ndarray:

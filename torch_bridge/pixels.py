@@ -15,7 +15,9 @@ def clip_pixels(frames: np.ndarray, size: int) -> Tensor:
     Frames that already have the size are only normalised. Resizing is antialiased bicubic, rounded to 8 bits.
     """
     if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3 or 0 in frames.shape:
-        raise ValueError(f"frames are uint8[f, y, x, 3], got {frames.dtype}{list(frames.shape)}; convert them to RGB first")
+        raise ValueError(
+            f"frames are uint8[f, y, x, 3], got {frames.dtype}{list(frames.shape)}; convert them to RGB first"
+        )
     pixels = torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 3, 1, 2).float()
     pixels = _centre_crop(_shortest_edge(pixels, size), size) / 255.0
     mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (CLIP_MEAN, CLIP_STD))

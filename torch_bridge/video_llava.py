@@ -6,16 +6,35 @@ from typing import Any
 
 import numpy as np
 import torch
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import LlamaModel, VideoLlavaForConditionalGeneration
-from transformers.utils import logging as transformers_logging
 
-from torch_bridge.folders import BOS, EOS, ModelFolderError, model_fingerprint, read_json, read_tokenizer, text_ids
+from torch_bridge.folders import (
+    EOS,
+    ModelFolderError,
+    misfit,
+    model_fingerprint,
+    quiet_transformers,
+    read_json,
+    read_tokenizer,
+    text_ids,
+    token_id,
+    with_bos,
+)
 from torch_bridge.pixels import clip_pixels
 from xmsd_jax.data.clips import Clip
 
 VIDEO_FRAMES = 8
 BEFORE_VIDEO, AFTER_VIDEO = "USER: ", "\n{question} ASSISTANT:"
+
+
+def video_tokens(model: VideoLlavaForConditionalGeneration, pixels: Tensor) -> Tensor:
+    """Frames [b, f, 3, y, x] -> video tokens [b, s, d]: tower layer -2 with CLS, projected, frame after frame."""
+    output: Any = model.model.get_video_features(pixels)
+    features: Tensor = output.pooler_output
+    return features.reshape(len(pixels), -1, features.shape[-1])
 
 
 class Target:
@@ -26,9 +45,9 @@ class Target:
         self.tokenizer = read_tokenizer(folder)
         self.name = f"video-llava:{folder.name}"
         self.config_dict: dict[str, Any] = model.config.to_dict()
-        self.eos_id = int(self.tokenizer.token_to_id(EOS))
+        self.eos_id = token_id(self.tokenizer, EOS)
         self.real_vocabulary = min(model.config.image_token_index, model.config.video_token_index)
-        self._image_size = int(model.config.vision_config.image_size)
+        self._image_size = int(self.config_dict["vision_config"]["image_size"])
 
     @property
     def language_model(self) -> LlamaModel:
@@ -43,7 +62,7 @@ class Target:
     @property
     def width(self) -> int:
         """d, the width of a state."""
-        return int(self.model.config.text_config.hidden_size)
+        return self.lm_head.in_features
 
     @property
     def device(self) -> torch.device:
@@ -62,8 +81,8 @@ class Target:
 
     def prompt_pieces(self, question: str) -> tuple[np.ndarray, np.ndarray]:
         """Text ids before and after the video tokens: `USER: <video>\\n{question} ASSISTANT:`, BOS first."""
-        before = np.concatenate([[self.tokenizer.token_to_id(BOS)], text_ids(self.tokenizer, BEFORE_VIDEO)])
-        return before.astype(np.int32), text_ids(self.tokenizer, AFTER_VIDEO.format(question=question))
+        after = text_ids(self.tokenizer, AFTER_VIDEO.format(question=question))
+        return with_bos(self.tokenizer, BEFORE_VIDEO), after
 
     def pixels(self, clip: Clip) -> Tensor:
         """Eight frames, `linspace(0, n-1, 8)`, as float32[8, 3, y, x]."""
@@ -72,21 +91,42 @@ class Target:
 
     @torch.inference_mode()
     def encode(self, clip: Clip) -> Tensor:
-        """Video tokens [s, d]: tower layer -2 with CLS, projected, frame after frame (2056 in the 7B model)."""
-        pixels = self.pixels(clip).to(self.device, self.dtype)[None]
-        return self.model.model.get_video_features(pixels).pooler_output.flatten(0, 1)
+        """Video tokens [s, d] (2056 in the 7B model)."""
+        return video_tokens(self.model, self.pixels(clip).to(self.device, self.dtype)[None])[0]
 
 
 def load_target(folder: str | Path, *, dtype: str = "float32", device: str = "cpu") -> Target:
-    """Load a `VideoLlavaForConditionalGeneration` folder in float32 or bfloat16."""
+    """Load a `VideoLlavaForConditionalGeneration` folder in float32 or bfloat16.
+
+    Raises:
+        ModelFolderError: a file is missing or damaged, or the weights do not fit config.json.
+    """
     folder = Path(folder)
     if read_json(folder, "config.json").get("model_type") != "video_llava":
-        raise ModelFolderError(f"{folder}/config.json: model_type is not video_llava; give a Video-LLaVA folder as target")
-    transformers_logging.disable_progress_bar()
-    model, info = VideoLlavaForConditionalGeneration.from_pretrained(
-        folder, dtype=getattr(torch, dtype), local_files_only=True, use_safetensors=True, output_loading_info=True
-    )
-    wrong = {k: sorted(map(str, v)) for k, v in info.items() if v and k != "error_msgs"}
-    if wrong:
-        raise ModelFolderError(f"{folder}: weights do not fit config.json: {wrong}; use weights and config of one model")
-    return Target(model.to(device), folder)
+        raise ModelFolderError(
+            f"{folder}/config.json: model_type is not video_llava; give a Video-LLaVA folder as target"
+        )
+    model, info = _from_pretrained(folder, getattr(torch, dtype))
+    faults = {kind: sorted(map(str, names)) for kind, names in info.items() if names}
+    if faults:
+        names = [faults.pop(kind, []) for kind in ("missing_keys", "unexpected_keys")]
+        raise misfit(folder, missing=names[0], unexpected=names[1], shapes=sum(faults.values(), []))
+    return Target(nn.Module.to(model, device), folder)
+
+
+def _from_pretrained(folder: Path, dtype: torch.dtype) -> tuple[VideoLlavaForConditionalGeneration, dict[str, Any]]:
+    """The model, and what transformers found wrong with its weights, by kind."""
+    load: Any = VideoLlavaForConditionalGeneration.from_pretrained
+    try:
+        with quiet_transformers():
+            return load(
+                folder,
+                dtype=dtype,
+                local_files_only=True,
+                use_safetensors=True,
+                ignore_mismatched_sizes=True,  # then they are reported with the rest
+                output_loading_info=True,
+            )
+    except (SafetensorError, StrictDataclassError, OSError, ValueError, TypeError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise ModelFolderError(f"{folder}: cannot be loaded ({reason}); download the model again") from error

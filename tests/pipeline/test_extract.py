@@ -1,8 +1,5 @@
-"""Stage `extract`: reuse, continuation, refusals, and no jax."""
+"""Stage `extract`: reuse, continuation, refusals."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -114,16 +111,3 @@ def test_a_device_is_the_cpu_or_a_gpu(device):
 
 def test_the_packaged_config_loads():
     assert load(ExtractConfig, find("extract/small.yaml")).pair == PairConfig(threads=1)
-
-
-def test_extraction_imports_no_jax():
-    code = """
-import sys
-import xmsd_jax.pipeline.extract
-assert "torch" not in sys.modules, "torch is imported only when the stage runs"
-import torch_bridge.extraction, torch_bridge.pair, torch_bridge.verifier
-assert not any(name.split(".")[0] in ("jax", "flax") for name in sys.modules)
-"""
-    root = Path(__file__).resolve().parents[2]
-    environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=root, env=environment)

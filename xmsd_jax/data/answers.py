@@ -14,6 +14,7 @@ from xmsd_jax.data.world import COLOURS
 
 Facts = Mapping[str, Any]
 NUMBERS = ("no", "one", "two", "three", "four", "five", "six")
+_COUNTS = "one|two|three|four|five|six|single"
 LANE_NAMES = ("near lane", "second lane", "third lane", "far lane")
 
 
@@ -42,7 +43,7 @@ def read_facts(text: str) -> dict[str, Any]:
             found["time"] = time
     if match := re.search(r"\b(?:closest|nearest|front|strongest|largest)\b[^.]*?\b(left|right)\b", text):
         found["direction"] = match[1]
-    if match := re.search(r"\b(one|two|three|four|five|six|single)\b(?: \w+)? (?:moving )?(?:objects?|shapes?|movers?)\b", text):
+    if match := re.search(rf"\b({_COUNTS})\b(?: \w+)? (?:moving )?(?:objects?|shapes?|movers?)\b", text):
         found["moving"] = 1 if match[1] == "single" else NUMBERS.index(match[1])
     return found
 

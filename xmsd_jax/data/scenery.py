@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+Colour = Sequence[float] | np.ndarray
+
 SIZE = 96
 LUMA_WEIGHTS = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
 LANE_BOTTOM = (89.0, 74.0, 61.0, 50.0)  # lane 0 is the nearest
@@ -32,7 +34,7 @@ _MARGIN = 16
 
 
 def paint(colour: str, brightness: float) -> np.ndarray:
-    """The colour scaled so that its luma is exactly `brightness`: hue must not show in the events."""
+    """RGB [3] of the colour, scaled so that its luma is `brightness` whatever the hue: events must not show hue."""
     rgb = np.asarray(PAINT[colour], np.float32)
     return rgb * (brightness / float(rgb @ LUMA_WEIGHTS))
 
@@ -57,7 +59,9 @@ class _Canvas:
     def __init__(self, frames: np.ndarray, ambient: float) -> None:
         self.frames, self.ambient = frames, ambient
 
-    def box(self, left: np.ndarray, top: np.ndarray, width: float, height: float, rgb: Sequence[float], *, lit: bool = True) -> None:
+    def box(
+        self, left: np.ndarray, top: np.ndarray, width: float, height: float, rgb: Colour, *, lit: bool = True
+    ) -> None:
         """One box per frame; `left`, `top` [f] in pixels. Lamps are not dimmed by the ambient light (lit=False)."""
         first, last = max(int(np.floor(top.min())), 0), min(int(np.ceil(top.max() + height)), SIZE)
         if first >= last:
@@ -151,14 +155,16 @@ def _track(thing: Mapping[str, Any], times: np.ndarray, pan: np.ndarray) -> np.n
     return thing["x"] + sign * thing["pixels_per_second"] * (times - 0.5) + (pan - pan.mean())
 
 
-def _vehicle(canvas: _Canvas, vehicle: Mapping[str, Any], facts: Mapping[str, Any], times: np.ndarray, pan: np.ndarray) -> None:
+def _vehicle(
+    canvas: _Canvas, vehicle: Mapping[str, Any], facts: Mapping[str, Any], times: np.ndarray, pan: np.ndarray
+) -> None:
     scale, bottom = LANE_SCALE[vehicle["lane"]], LANE_BOTTOM[vehicle["lane"]]
     x = _track(vehicle, times, pan)
     y = bottom + bend(x, facts["road"])
     body = paint(vehicle["colour"], vehicle["brightness"])
     front = 1.0 if vehicle["direction"] == "right" else -1.0
 
-    def part(along: float, up: float, length: float, height: float, rgb: Sequence[float], *, lit: bool = True) -> None:
+    def part(along: float, up: float, length: float, height: float, rgb: Colour, *, lit: bool = True) -> None:
         """A box whose centre is `along` from the middle (forward positive) and whose foot is `up` above the road."""
         left = x + (front * along - length / 2) * scale
         canvas.box(left, y - (up + height) * scale, length * scale, height * scale, rgb, lit=lit)

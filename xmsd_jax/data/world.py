@@ -4,7 +4,8 @@ A *sequence* fixes the place (road, setting, time of day, camera, driving side);
 Splits never share a sequence. The same seed always gives the same scene, on every machine.
 
 Body brightness is drawn independently of hue and every paint is scaled to it, so the events, which see
-brightness only, carry no colour; the video carries colour but only eight still frames of the motion.
+brightness only, carry no colour beyond float32 rounding and the brightest blue's clipping in full daylight
+(1.4 % of its luma); the video carries colour but only eight still frames of the motion.
 """
 
 import zlib
@@ -16,7 +17,6 @@ import numpy as np
 
 from xmsd_jax.config import ConfigError
 from xmsd_jax.data.clips import Clip
-from xmsd_jax.data.questions import QUESTIONS
 from xmsd_jax.data.scenery import LUMA_WEIGHTS, SIZE, draw
 from xmsd_jax.data.simulator import SimulatorConfig, simulate
 
@@ -43,13 +43,17 @@ class WorldConfig:
     simulator: SimulatorConfig = field(default_factory=lambda: SimulatorConfig(contrast=0.25, spread=0.05, eps=5.0))
 
     def __post_init__(self) -> None:
-        if self.event_fps % self.video_fps or self.event_fps < 100:
+        """Raise ConfigError for rates or counts that make no clip."""
+        if self.video_fps < 1 or self.event_fps < 100 or self.event_fps % self.video_fps:
             raise ConfigError(
                 f"event_fps must be a multiple of video_fps and at least 100, got {self.event_fps} and "
                 f"{self.video_fps}; try 100 and 20"
             )
         if min(self.sequences.values(), default=0) < 0 or self.clips_per_sequence < 1:
-            raise ConfigError(f"sequences and clips_per_sequence count things, got {self.sequences}; use 1 or more")
+            raise ConfigError(
+                f"sequences need 0 or more of each split and clips_per_sequence 1 or more, got {self.sequences} and "
+                f"{self.clips_per_sequence}; give counts"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,8 +176,3 @@ def _person(side: str, rng: np.random.Generator) -> dict[str, Any]:
         "x": round(float(rng.uniform(18.0, 78.0)), 2),
         "brightness": round(float(rng.uniform(20.0, 40.0)), 2),
     }
-
-
-def question_count() -> int:
-    """The ten questions of the study are asked of every clip."""
-    return len(QUESTIONS)

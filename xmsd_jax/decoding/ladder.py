@@ -1,0 +1,85 @@
+"""The benchmark ladder: every row answers every prompt, interleaved, several times; then the figures of each row.
+
+Rows take turns prompt by prompt, and the order rotates, so that a slow spell of the machine falls on all of them.
+A row's time for an answer is that of its median repeat, kept whole: its parts add up.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from xmsd_jax.decoding.certificate import Certificate, Dtype, certify, compare
+from xmsd_jax.decoding.live import LiveConfig, decode
+from xmsd_jax.decoding.plain import decode_plain
+from xmsd_jax.decoding.ports import Drafter, Prompt, Verifier
+from xmsd_jax.decoding.trace import Trace
+from xmsd_jax.decoding.walk import Walk, free_prefix, walk
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Rung:
+    """One row: `answer` decodes a prompt. `drafter` and `config` are None for a row that does not speculate."""
+
+    name: str
+    answer: Callable[[Prompt], Trace]
+    drafter: Drafter | None = None
+    config: LiveConfig | None = None
+
+
+def speculative(name: str, verifier: Verifier, drafter: Drafter, config: LiveConfig) -> Rung:
+    """A row that drafts in phase 2, and in phase 1 as `config` says."""
+    return Rung(
+        name=name, drafter=drafter, config=config, answer=lambda prompt: decode(verifier, drafter, prompt, config)
+    )
+
+
+def climb(
+    rungs: Sequence[Rung],
+    prompts: Sequence[Prompt],
+    *,
+    repeats: int,
+    watch: Callable[[Iterable[int]], Iterable[int]] = iter,
+) -> dict[str, list[list[Trace]]]:
+    """Decode every prompt with every row `repeats` times: name -> [prompt][repeat]. `watch` may show progress."""
+    traces: dict[str, list[list[Trace]]] = {rung.name: [[] for _ in prompts] for rung in rungs}
+    for turn in watch(range(repeats * len(prompts))):
+        at = turn % len(prompts)
+        first = turn % len(rungs)
+        for rung in (*rungs[first:], *rungs[:first]):
+            traces[rung.name][at].append(rung.answer(prompts[at]))
+    return traces
+
+
+def whole_seconds(trace: Trace) -> float:
+    """Wall clock of the whole answer."""
+    return sum(trace.seconds[part] for part in ("vision", "prefill", "first", "decode"))
+
+
+def typical(repeats: Sequence[Trace]) -> Trace:
+    """The repeat with the median whole time (the faster of the middle two)."""
+    return sorted(repeats, key=whole_seconds)[(len(repeats) - 1) // 2]
+
+
+def references(verifier: Verifier, prompts: Iterable[Prompt], max_new_tokens: int) -> list[Trace]:
+    """Target-only answers with the margins that the certificate judges ties by; not for timing."""
+    return [decode_plain(verifier, prompt, max_new_tokens, margins=True) for prompt in prompts]
+
+
+def certificate(
+    expected: Sequence[Trace], traces: Sequence[Sequence[Trace]], *, dtype: Dtype, names: Sequence[str]
+) -> Certificate:
+    """Compare every repeat of every answer of one row with its reference."""
+    return certify(
+        compare(ref.ids, got.ids, dtype=dtype, margins=ref.margins, top_logits=ref.top_logits, answer=name)
+        for ref, repeats, name in zip(expected, traces, names, strict=True)
+        for got in repeats
+    )
+
+
+def offline(rung: Rung, verifier: Verifier, prompt: Prompt, answer: Trace) -> Walk | None:
+    """The walk that this row should take over a reference answer; None for a row without drafts."""
+    if rung.drafter is None or rung.config is None:
+        return None
+    given = verifier.prompt_ids(prompt)
+    free = rung.config.prefill_draft_len
+    start = free_prefix(answer.ids, rung.drafter, prompt, free, prompt_ids=given) if free else 0
+    return walk(answer.ids, rung.drafter, prompt, rung.config.gamma, start=start, prompt_ids=given)
