@@ -4,9 +4,8 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 
-# What pip is told to install as torch. Where pip knows only the public index, this brings the CUDA build on Linux
-# (several GB); for the CPU build there:
-#   make venv TORCH_INSTALL='torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu'
+# What pip is told to install as torch. Where pip finds only the CUDA build (several GB on Linux), add the index of
+# PyTorch's CPU builds, as its installation page gives it: make venv TORCH_INSTALL='torch==2.13.0 --index-url ...'
 TORCH_INSTALL ?= torch==2.13.0
 
 # Test processes; each computes on one core.

@@ -5,7 +5,6 @@ the mean over tokens of every frame, followed by the mean over frames of every t
 """
 
 import json
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +92,7 @@ class EventGPT:
         self.config_dict: dict[str, Any] = read_json(folder, "config.json")
         self.eos_id = token_id(self.tokenizer, EOS)
         self.real_vocabulary = int(model.config.vocab_size)
+        self._fingerprint = ""
         self._image_size = int(model.vision_config.to_dict()["image_size"])
 
     @property
@@ -120,10 +120,11 @@ class EventGPT:
         """The dtype of the states."""
         return self.lm_head.weight.dtype
 
-    @cached_property
+    @property
     def fingerprint(self) -> str:
         """SHA-256 of weights and configuration."""
-        return model_fingerprint(self.model, self.config_dict)
+        self._fingerprint = self._fingerprint or model_fingerprint(self.model, self.config_dict)
+        return self._fingerprint
 
     def prompt_pieces(self, question: str) -> tuple[np.ndarray, np.ndarray]:
         """Text ids before and after the event tokens; the pieces are tokenised apart, BOS once."""
@@ -133,7 +134,8 @@ class EventGPT:
 
     def pixels(self, clip: Clip) -> Tensor:
         """The clip's event frames as float32[f, 3, y, x]."""
-        return clip_pixels(self.event_frames.frames(clip.events), self._image_size)
+        frames = self.event_frames.frames(clip.events, start_us=clip.start_us, stop_us=clip.stop_us)
+        return clip_pixels(frames, self._image_size)
 
     @torch.inference_mode()
     def encode(self, clip: Clip) -> Tensor:

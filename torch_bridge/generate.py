@@ -33,11 +33,12 @@ def generate(target: Target, prompt: Prompt, max_new_tokens: int) -> tuple[tuple
     Vision ends when the projector has run; on a GPU the parts are those of the host's clock, the sum is exact.
     """
     seen: list[float] = []
-    hook = target.model.model.multi_modal_projector.register_forward_hook(lambda *_: seen.append(perf_counter()))
+    model: Any = target.model
+    hook = model.model.multi_modal_projector.register_forward_hook(lambda *_: seen.append(perf_counter()))
     watch, start = _Stopwatch(), perf_counter()
     try:
         ids = torch.from_numpy(prompt_row(target, prompt.question))[None].to(target.device)
-        out = target.model.generate(
+        out = model.generate(
             input_ids=ids,
             attention_mask=torch.ones_like(ids),
             pixel_values_videos=target.pixels(prompt.clip)[None].to(target.device, target.dtype),

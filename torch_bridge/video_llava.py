@@ -1,6 +1,5 @@
 """The target: transformers' own `VideoLlavaForConditionalGeneration`, wrapped as a `torch_bridge.vlm.VLM`."""
 
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +46,7 @@ class Target:
         self.config_dict: dict[str, Any] = model.config.to_dict()
         self.eos_id = token_id(self.tokenizer, EOS)
         self.real_vocabulary = min(model.config.image_token_index, model.config.video_token_index)
+        self._fingerprint = ""
         self._image_size = int(self.config_dict["vision_config"]["image_size"])
 
     @property
@@ -74,10 +74,11 @@ class Target:
         """The dtype of the states."""
         return self.language_model.norm.weight.dtype
 
-    @cached_property
+    @property
     def fingerprint(self) -> str:
         """SHA-256 of weights and configuration."""
-        return model_fingerprint(self.model, self.config_dict)
+        self._fingerprint = self._fingerprint or model_fingerprint(self.model, self.config_dict)
+        return self._fingerprint
 
     def prompt_pieces(self, question: str) -> tuple[np.ndarray, np.ndarray]:
         """Text ids before and after the video tokens: `USER: <video>\\n{question} ASSISTANT:`, BOS first."""
@@ -109,9 +110,11 @@ def load_target(folder: str | Path, *, dtype: str = "float32", device: str = "cp
     model, info = _from_pretrained(folder, getattr(torch, dtype))
     faults = {kind: sorted(map(str, names)) for kind, names in info.items() if names}
     if faults:
-        names = [faults.pop(kind, []) for kind in ("missing_keys", "unexpected_keys")]
-        raise misfit(folder, missing=names[0], unexpected=names[1], shapes=sum(faults.values(), []))
-    return Target(nn.Module.to(model, device), folder)
+        missing, unexpected = (faults.pop(kind, []) for kind in ("missing_keys", "unexpected_keys"))
+        rest = [name for names in faults.values() for name in names]
+        raise misfit(folder, missing=missing, unexpected=unexpected, shapes=rest)
+    nn.Module.to(model, device)
+    return Target(model, folder)
 
 
 def _from_pretrained(folder: Path, dtype: torch.dtype) -> tuple[VideoLlavaForConditionalGeneration, dict[str, Any]]:

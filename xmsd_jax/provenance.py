@@ -61,10 +61,14 @@ def _versions() -> dict[str, str]:
 
 
 def _git() -> dict[str, Any] | None:
-    """Commit and dirtiness of the checkout that tracks this very file, else None (installed from a wheel)."""
+    """Commit and dirtiness of the checkout that tracks this very file, else None (installed from a wheel).
+
+    A copy of a clean checkout without its history, on another machine, is told its commit by XMSD_COMMIT.
+    """
     here = Path(__file__).resolve()
     if _output("git", "-C", str(here.parent), "ls-files", "--error-unmatch", here.name) is None:
-        return None
+        named = os.environ.get("XMSD_COMMIT")
+        return {"commit": named, "dirty": False} if named else None
     commit = _output("git", "-C", str(here.parent), "rev-parse", "HEAD")
     status = _output("git", "-C", str(here.parent), "status", "--porcelain", "--untracked-files=no")
     return {"commit": commit, "dirty": bool(status)} if commit else None

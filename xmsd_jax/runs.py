@@ -179,7 +179,8 @@ class Run:
             yield Stage(name=name, path=path, reused=True)
             return
         if before and not same:  # a folder without a marker is not ours to remove
-            shutil.rmtree(path)
+            aside = path.rename(path.with_name(f".{name}.{os.getpid()}.part"))  # a kill must not leave half of it here
+            shutil.rmtree(aside)
         write_text(marker, json.dumps({"key": key, "done": False}))
         start = time.perf_counter()
         yield Stage(name=name, path=path, reused=False)

@@ -1,6 +1,6 @@
 """What the small models say about held-out places, against the ground truth."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,12 +8,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from torch_bridge.eventgpt import load_drafter
+from torch_bridge.eventgpt import EventGPT, load_drafter
 from torch_bridge.folders import text_ids
-from torch_bridge.tiny.learner import drafter_visual, normalised, target_visual
+from torch_bridge.tiny.learner import drafter_visual, normalised
 from torch_bridge.tiny.scenes import Scenes
-from torch_bridge.video_llava import load_target
-from xmsd_jax.data.answers import read_facts, target_answer, true_facts
+from torch_bridge.video_llava import Target, load_target, video_tokens
+from torch_bridge.vlm import VLM
+from xmsd_jax.data.answers import drafter_answer, read_facts, target_answer, true_facts
 from xmsd_jax.data.questions import QUESTIONS
 from xmsd_jax.data.world import COLOURS
 from xmsd_jax.runs import Row
@@ -21,15 +22,38 @@ from xmsd_jax.runs import Row
 
 @torch.inference_mode()
 def evaluate_model(name: str, folder: Path, scenes: Scenes, *, device: torch.device) -> list[Row]:
-    """Share of stated facts that are right, by fact; and what the drafter knows of colours, which it cannot see."""
+    """Share of asked facts that are stated rightly; and what the drafter knows of colours, which it cannot see."""
     if name == "target":
-        vlm = load_target(folder, device=str(device))
-        looks = _looks(vlm, target_visual, scenes.video)
-    else:
-        vlm = load_drafter(folder, device=str(device))
-        looks = _looks(vlm, drafter_visual, scenes.events)
-    rows = fact_rows(name, [answer_all(vlm, looks, question) for question in QUESTIONS], scenes.facts)
-    return rows if name == "target" else [*rows, _colour_row(vlm, looks, scenes.facts)]
+        target = load_target(folder, device=str(device))
+        told = answers_of(target, target_looks(target, scenes.video))
+        return fact_rows(name, told, asked_of(target_answer, scenes), scenes.facts)
+    drafter = load_drafter(folder, device=str(device))
+    looks = drafter_looks(drafter, scenes.events)
+    told = answers_of(drafter, looks)
+    rows = fact_rows(name, told, asked_of(drafter_answer, scenes), scenes.facts)
+    return [*rows, borrowed_row(told), forced_colour_row(drafter, looks, scenes.facts)]
+
+
+def answers_of(vlm: VLM, looks: Tensor) -> list[list[str]]:
+    """Greedy answers, [question][clip]."""
+    return [answer_all(vlm, looks, question) for question in QUESTIONS]
+
+
+def asked_of(answer: Callable[[Mapping[str, Any], int], str], scenes: Scenes) -> list[list[str]]:
+    """What the model was taught to say, [question][clip]: the facts in it are the asked ones."""
+    return [[answer(facts, question) for facts in scenes.facts] for question in range(len(QUESTIONS))]
+
+
+@torch.inference_mode()
+def target_looks(target: Target, video: np.ndarray) -> Tensor:
+    """Video tokens [n, s, d] of uint8[n, f, y, x, 3]."""
+    return _looks(target, video_tokens, video)
+
+
+@torch.inference_mode()
+def drafter_looks(drafter: EventGPT, events: np.ndarray) -> Tensor:
+    """Event tokens [n, f + s, d] of event frames uint8[n, f, y, x, 3]."""
+    return _looks(drafter, drafter_visual, events)
 
 
 def _looks(vlm: Any, visual: Any, frames: np.ndarray, batch: int = 128) -> Tensor:
@@ -48,6 +72,7 @@ def _prompt(vlm: Any, looks: Tensor, question: str, told: np.ndarray | None = No
     return torch.cat(parts, 1)
 
 
+@torch.inference_mode()
 def answer_all(vlm: Any, looks: Tensor, question: str, *, limit: int = 80) -> list[str]:
     """Greedy answers of all clips to one question: equal prompt lengths, so no padding."""
     out = vlm.language_model(inputs_embeds=_prompt(vlm, looks, question), use_cache=True)
@@ -67,20 +92,30 @@ def _text(vlm: Any, ids: Sequence[int]) -> str:
     return vlm.tokenizer.decode(kept).strip()
 
 
-def fact_rows(name: str, answers: list[list[str]], facts: list[dict[str, Any]]) -> list[Row]:
-    """answers[question][clip] -> one row per fact that this model states, and exact answers nowhere."""
+def fact_rows(name: str, told: list[list[str]], asked: list[list[str]], facts: list[dict[str, Any]]) -> list[Row]:
+    """told, asked [question][clip] -> a row per asked fact: the share stated rightly. A fact left out is wrong."""
     right: dict[str, list[int]] = {}
-    for told in answers:
-        for text, truth in zip(told, map(true_facts, facts), strict=True):
-            for fact, value in read_facts(text).items():
-                right.setdefault(fact, []).append(int(value == truth[fact]))
+    for texts, wanted in zip(told, asked, strict=True):
+        for text, reference, truth in zip(texts, wanted, map(true_facts, facts), strict=True):
+            stated = read_facts(text)
+            for fact in read_facts(reference):
+                right.setdefault(fact, []).append(int(stated.get(fact) == truth[fact]))
     return [
         Row(row=name, metric=f"fact accuracy: {fact}", value=float(np.mean(hits)), n=len(hits), unit="share")
         for fact, hits in sorted(right.items())
     ]
 
 
-def _colour_row(drafter: Any, looks: Tensor, facts: list[dict[str, Any]]) -> Row:
+def borrowed_row(told: list[list[str]]) -> Row:
+    """Share of the drafter's answers that name a colour, as only the target's style does."""
+    names = ["colour" in read_facts(text) for texts in told for text in texts]
+    return Row(
+        row="drafter", metric="answers in the target's style", value=float(np.mean(names)), n=len(names), unit="share"
+    )
+
+
+@torch.inference_mode()
+def forced_colour_row(drafter: EventGPT, looks: Tensor, facts: list[dict[str, Any]]) -> Row:
     """The drafter is made to finish the target's sentence before the colour: share of right colours (chance 1/6)."""
     words = [" " + colour for colour in COLOURS]
     first = [int(text_ids(drafter.tokenizer, word)[0]) for word in words]
@@ -89,8 +124,8 @@ def _colour_row(drafter: Any, looks: Tensor, facts: list[dict[str, Any]]) -> Row
         colour = truth["vehicles"][0]["colour"]
         told = target_answer(truth, 0)
         stem = " " + told[: told.index(f" {colour} ")]
-        state = drafter.language_model(
-            inputs_embeds=_prompt(drafter, looks[clip : clip + 1], QUESTIONS[0], text_ids(drafter.tokenizer, stem)[None])
-        ).last_hidden_state[0, -1]
+        asked = _prompt(drafter, looks[clip : clip + 1], QUESTIONS[0], text_ids(drafter.tokenizer, stem)[None])
+        state = drafter.language_model(inputs_embeds=asked).last_hidden_state[0, -1]
         hits.append(int(drafter.lm_head(state)[first].argmax() == COLOURS.index(colour)))
-    return Row(row="drafter", metric="fact accuracy: colour, forced", value=float(np.mean(hits)), n=len(hits), unit="share")
+    share = float(np.mean(hits))
+    return Row(row="drafter", metric="fact accuracy: colour, forced", value=share, n=len(hits), unit="share")

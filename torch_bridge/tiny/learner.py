@@ -6,22 +6,17 @@ training only. They make the towers look at the right things early; the shipped 
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import VideoLlavaForConditionalGeneration
+from transformers import LlamaModel, VideoLlavaForConditionalGeneration
 
 from torch_bridge.eventgpt import EventGPTForCausalLM
 from torch_bridge.pixels import CLIP_MEAN, CLIP_STD
 from torch_bridge.tiny.packing import IGNORE, Blocks, layout
-
-
-def target_visual(model: VideoLlavaForConditionalGeneration, pixels: Tensor) -> Tensor:
-    """Frames [b, f, 3, y, x] -> video tokens [b, s, d]."""
-    features = model.model.get_video_features(pixels).pooler_output
-    return features.reshape(len(pixels), -1, features.shape[-1])
 
 
 def drafter_visual(model: EventGPTForCausalLM, pixels: Tensor) -> Tensor:
@@ -58,7 +53,9 @@ class Material:
     before: Tensor
 
     @classmethod
-    def on(cls, device: torch.device, *, frames: np.ndarray, blocks: Blocks, facts: np.ndarray, before: np.ndarray) -> "Material":
+    def on(
+        cls, device: torch.device, *, frames: np.ndarray, blocks: Blocks, facts: np.ndarray, before: np.ndarray
+    ) -> "Material":
         """Move arrays to the device once."""
         return cls(
             frames=torch.from_numpy(frames).to(device),
@@ -71,18 +68,30 @@ class Material:
 
 
 class Learner(nn.Module):
-    """A model with its fact heads; `forward` gives the loss of a batch of clips and some of their questions."""
+    """A model with its fact heads; `forward` gives the loss of a batch of clips and some of their questions.
+
+    `visual` turns the model and normalised frames [b, f, 3, y, x] into visual tokens [b, s, d].
+    """
+
+    model: VideoLlavaForConditionalGeneration | EventGPTForCausalLM
+    language: LlamaModel
 
     def __init__(
-        self, model: nn.Module, visual: Callable[[nn.Module, Tensor], Tensor], classes: Sequence[int], vocabulary: int
+        self,
+        model: VideoLlavaForConditionalGeneration | EventGPTForCausalLM,
+        visual: Callable[[Any, Tensor], Tensor],
+        classes: Sequence[int],
+        vocabulary: int,
     ) -> None:
         super().__init__()
         self.model, self.visual, self.vocabulary = model, visual, vocabulary
-        self.language = model.model.language_model if hasattr(model.model, "language_model") else model.model
+        self.language = model.model if isinstance(model, EventGPTForCausalLM) else model.model.language_model
         width = self.language.config.hidden_size
         self.ask_heads, self.look_heads = FactHeads(width, classes), FactHeads(width, classes)
 
-    def forward(self, data: Material, clips: Tensor, questions: Tensor, *, fact_weight: float) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(
+        self, data: Material, clips: Tensor, questions: Tensor, *, fact_weight: float
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss (scalar) and what to log. Only rows of real text are trained: the head's padding stays random."""
         look = self.visual(self.model, normalised(data.frames[clips]))
         states, labels, ask = self._states(data, look, clips, questions)
@@ -107,7 +116,10 @@ class Learner(nn.Module):
         row = torch.cat([prefix, table(ids.flatten(1)).to(look.dtype)], 1)
         row = functional.pad(row, (0, 0, 0, mask.shape[-1] - row.shape[1]))
         out = self.language(
-            inputs_embeds=row, attention_mask=mask.to(row.device), position_ids=positions.to(row.device), use_cache=False
+            inputs_embeds=row,
+            attention_mask=mask.to(row.device),
+            position_ids=positions.to(row.device),
+            use_cache=False,
         ).last_hidden_state
         states = out[:, prefix.shape[1] : prefix.shape[1] + asked * length].unflatten(1, (asked, length))
         ends = torch.from_numpy(data.ask).to(row.device)[questions]

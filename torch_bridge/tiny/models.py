@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 from tokenizers import Tokenizer
 from transformers import CLIPVisionConfig, LlamaConfig, VideoLlavaConfig, VideoLlavaForConditionalGeneration
-from transformers.utils import logging as transformers_logging
 
 from torch_bridge.eventgpt import EventGPTForCausalLM
+from torch_bridge.folders import quiet_transformers
 from torch_bridge.tiny.vocabulary import TARGET_EXTRA
 from torch_bridge.video_llava import VIDEO_FRAMES
 
@@ -98,8 +98,8 @@ def save_target(model: VideoLlavaForConditionalGeneration, tokenizer: Tokenizer,
     The image tower, which a video never uses, is written as the video tower's copy.
     """
     model.model.image_tower.load_state_dict(model.model.video_tower.state_dict())
-    transformers_logging.disable_progress_bar()
-    model.to(torch.bfloat16).save_pretrained(folder)
+    with quiet_transformers():
+        model.bfloat16().save_pretrained(folder)
     model.float()
     save_tokenizer(tokenizer, folder, TARGET_EXTRA)
 

@@ -11,14 +11,17 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from torch_bridge.folders import EOS
+from torch_bridge.folders import EOS, token_id
 
 IGNORE = -100
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Blocks:
-    """ids, labels int16[n, q, t]: prompt after the visual tokens, answer, EOS, padding; `ask` [q]: last prompt position."""
+    """All questions of n clips, each a line: prompt after the visual tokens, answer, EOS, padding.
+
+    ids, labels: int16[n, q, t]; ask: int[q], the last position of each prompt.
+    """
 
     ids: np.ndarray
     labels: np.ndarray
@@ -27,7 +30,7 @@ class Blocks:
 
 def pack(prompts: list[np.ndarray], answers: list[list[str]], tokenizer: Tokenizer) -> Blocks:
     """answers[clip][question]; the label at a position is the token that follows it."""
-    eos = tokenizer.token_to_id(EOS)
+    eos = token_id(tokenizer, EOS)
     texts = [" " + text for row in answers for text in row]
     coded = [e.ids for e in tokenizer.encode_batch(texts, add_special_tokens=False)]
     asked = len(prompts)
@@ -54,4 +57,3 @@ def layout(prefix: int, blocks: int, length: int) -> tuple[Tensor, Tensor]:
     positions = torch.where(block < 0, within, prefix + (within - prefix) % length)
     positions[total:] = 0
     return mask[None, None], positions[None]
-

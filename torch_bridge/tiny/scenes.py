@@ -2,7 +2,8 @@
 
 import multiprocessing
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,8 @@ from xmsd_jax.data.events import EventFrames
 from xmsd_jax.data.world import COLOURS, LANES, ROADS, SETTINGS, TIMES, WorldConfig, sample_place, world_clip
 from xmsd_jax.runs import progress
 
+_Job = tuple[WorldConfig, str, int]
+_Row = tuple[np.ndarray, np.ndarray, dict[str, Any]]
 _KIND = {"car": 1, "truck": 2, "bus": 3}
 _PERSON = {"pedestrian": 1, "cyclist": 2}
 _SPEED = ("stopped", "slowly", "steadily", "fast")
@@ -54,7 +57,7 @@ def sight_labels(facts: Mapping[str, Any]) -> list[int]:
     return [*place, *kinds, *colours]
 
 
-def _one_place(job: tuple[WorldConfig, str, int]) -> list[tuple[np.ndarray, np.ndarray, dict[str, Any]]]:
+def _one_place(job: _Job) -> list[_Row]:
     config, split, number = job
     place = sample_place(config.seed, split, number)
     chosen = np.linspace(0, config.video_fps - 1, VIDEO_FRAMES).astype(int)
@@ -62,12 +65,20 @@ def _one_place(job: tuple[WorldConfig, str, int]) -> list[tuple[np.ndarray, np.n
     return [(c.video[chosen], EventFrames().frames(c.events), dict(c.facts)) for c in clips]
 
 
+@contextmanager
+def _places(jobs: list[_Job], workers: int) -> Iterator[Iterator[list[_Row]]]:
+    if workers == 1:
+        yield map(_one_place, jobs)
+        return
+    with multiprocessing.get_context("spawn").Pool(workers) as pool:
+        yield pool.imap(_one_place, jobs, chunksize=4)
+
+
 def make_scenes(config: WorldConfig, split: str, *, workers: int | None = None) -> Scenes:
-    """Render a split in worker processes; the result does not depend on their number."""
+    """Render a split in worker processes (one: in this process); the result does not depend on their number."""
     jobs = [(config, split, number) for number in range(config.sequences[split])]
     workers = min(workers or os.cpu_count() or 1, len(jobs))
-    with multiprocessing.get_context("spawn").Pool(workers) as pool:
-        found = pool.imap(_one_place, jobs, chunksize=4)
+    with _places(jobs, workers) as found:
         rows = [row for place in progress(found, total=len(jobs), label=f"scenes: {split}") for row in place]
     facts = [row[2] for row in rows]
     return Scenes(

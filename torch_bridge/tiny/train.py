@@ -9,7 +9,7 @@ import sys
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -17,19 +17,21 @@ from tokenizers import Tokenizer
 from torch import nn
 
 from torch_bridge.eventgpt import PROMPT, SYSTEM, save_drafter
-from torch_bridge.folders import BOS, text_ids
+from torch_bridge.folders import text_ids, with_bos
 from torch_bridge.tiny.evaluate import evaluate_model
-from torch_bridge.tiny.learner import Learner, Material, drafter_visual, target_visual
+from torch_bridge.tiny.learner import Learner, Material, drafter_visual
 from torch_bridge.tiny.models import PairShape, new_drafter, new_target, save_target, save_tokenizer
 from torch_bridge.tiny.packing import pack
 from torch_bridge.tiny.scenes import MOTION_CLASSES, SIGHT_CLASSES, Scenes, make_scenes
 from torch_bridge.tiny.vocabulary import train_tokenizer
-from torch_bridge.video_llava import AFTER_VIDEO, BEFORE_VIDEO
+from torch_bridge.video_llava import AFTER_VIDEO, BEFORE_VIDEO, video_tokens
 from xmsd_jax import config as configs
 from xmsd_jax.data.answers import drafter_answer, target_answer
 from xmsd_jax.data.questions import QUESTIONS
 from xmsd_jax.data.world import WorldConfig
 from xmsd_jax.runs import Row, progress, provenance, write_results
+
+SPLITS = ("pair-train", "pair-test")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,64 +48,84 @@ class Schedule:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PairConfig:
+class TrainConfig:
     """Everything that the weights depend on. `world.sequences` needs the splits `pair-train` and `pair-test`."""
 
     out: Path
     shape: PairShape = field(default_factory=PairShape)
-    world: WorldConfig = field(default_factory=WorldConfig)
+    world: WorldConfig = field(default_factory=lambda: WorldConfig(sequences=dict.fromkeys(SPLITS, 100)))
     target: Schedule = field(default_factory=Schedule)
     drafter: Schedule = field(default_factory=Schedule)
     target_style: float = 0.25
     """Share of the drafter's training answers in the target's words: so it can follow the target's text (`synced`)."""
     seed: int = 0
     models: tuple[Literal["target", "drafter"], ...] = ("target", "drafter")
+    """Which to make; `[]` makes none and judges those that lie in `out`."""
     device: str = "auto"
 
+    def __post_init__(self) -> None:
+        """Raise ConfigError for a world without the two splits."""
+        if min(self.world.sequences.get(split, 0) for split in SPLITS) < 1:
+            raise configs.ConfigError(
+                f"world.sequences needs 1 or more of {' and '.join(SPLITS)}, got {self.world.sequences}; add them"
+            )
 
-def train(config: PairConfig) -> list[Row]:
+
+def train(config: TrainConfig) -> list[Row]:
     """Scenes, vocabulary, the models, weights in bfloat16 under `config.out`, figures on held-out sequences."""
-    device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if config.device == "auto" else config.device)
+    device = _device(config.device)
     torch.use_deterministic_algorithms(True)
     torch.set_float32_matmul_precision("high")
 
-    # scenes and vocabulary
+    # vocabulary and held-out scenes
     tokenizer = train_tokenizer(config.shape.vocabulary, seed=config.seed)
-    scenes, heldout = (make_scenes(config.world, split) for split in ("pair-train", "pair-test"))
+    heldout = make_scenes(config.world, SPLITS[1])
 
     # models
     makers = {"target": train_target, "drafter": train_drafter}
-    for name in config.models:
-        makers[name](config, scenes, tokenizer, device)
+    if config.models:
+        scenes = make_scenes(config.world, SPLITS[0])
+        for name in config.models:
+            makers[name](config, scenes, tokenizer, device)
 
-    # figures: what is judged is what is shipped
-    rows = [row for name in config.models for row in evaluate_model(name, config.out / name, heldout, device=device)]
+    # figures of both models as they lie in the folder: what is judged is what is shipped
+    lying = [name for name in makers if (config.out / name).is_dir()]
+    rows = [row for name in lying for row in evaluate_model(name, config.out / name, heldout, device=device)]
     write_results(config.out, rows, provenance() | {"config": configs.dump(config)})
     return rows
 
 
-def train_target(config: PairConfig, scenes: Scenes, tokenizer: Tokenizer, device: torch.device) -> None:
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise configs.ConfigError(f"device: {name}: torch finds no GPU; set device to cpu")
+    return torch.device(name)
+
+
+def train_target(config: TrainConfig, scenes: Scenes, tokenizer: Tokenizer, device: torch.device) -> None:
     """Teach the video model its ten answers per clip, and save it."""
     torch.manual_seed(config.seed)
     told = [[target_answer(f, q) for q in range(len(QUESTIONS))] for f in scenes.facts]
     blocks = pack([text_ids(tokenizer, AFTER_VIDEO.format(question=q)) for q in QUESTIONS], told, tokenizer)
     labels = np.concatenate([scenes.motion, scenes.sight], 1)
-    data = Material.on(device, frames=scenes.video, blocks=blocks, facts=labels, before=_before(tokenizer, BEFORE_VIDEO))
-    target = new_target(config.shape).to(device)
-    learner = Learner(target, target_visual, (*MOTION_CLASSES, *SIGHT_CLASSES), config.shape.vocabulary).to(device)
+    start = with_bos(tokenizer, BEFORE_VIDEO)
+    data = Material.on(device, frames=scenes.video, blocks=blocks, facts=labels, before=start)
+    target = new_target(config.shape)
+    learner = Learner(target, video_tokens, (*MOTION_CLASSES, *SIGHT_CLASSES), config.shape.vocabulary).to(device)
     fit(learner, data, config.target, seed=config.seed, label="target")
     save_target(target, tokenizer, config.out / "target")
 
 
-def train_drafter(config: PairConfig, scenes: Scenes, tokenizer: Tokenizer, device: torch.device) -> None:
+def train_drafter(config: TrainConfig, scenes: Scenes, tokenizer: Tokenizer, device: torch.device) -> None:
     """Teach the event model to speak of motion, with a share of the target's sentences, and save it."""
     torch.manual_seed(config.seed + 1)
     told = _drafter_texts(scenes, config.target_style, config.seed)
     before, after = PROMPT.split("<event>")
     blocks = pack([text_ids(tokenizer, after.format(question=q)) for q in QUESTIONS], told, tokenizer)
-    start = _before(tokenizer, before.format(system=SYSTEM))
+    start = with_bos(tokenizer, before.format(system=SYSTEM))
     data = Material.on(device, frames=scenes.events, blocks=blocks, facts=scenes.motion, before=start)
-    drafter = new_drafter(config.shape).to(device)
+    drafter = new_drafter(config.shape)
     learner = Learner(drafter, drafter_visual, MOTION_CLASSES, config.shape.vocabulary).to(device)
     fit(learner, data, config.drafter, seed=config.seed + 1, label="drafter")
     save_drafter(drafter, config.out / "drafter", dtype=torch.bfloat16)
@@ -151,10 +173,6 @@ def _report(label: str, step: int, log: dict[str, torch.Tensor], seconds: float)
     print(f"{head}\n  asked {asked}\n  seen  {seen}", flush=True)
 
 
-def _before(tokenizer: Any, text: str) -> np.ndarray:
-    return np.concatenate([[tokenizer.token_to_id(BOS)], text_ids(tokenizer, text)])
-
-
 def _drafter_texts(scenes: Scenes, share: float, seed: int) -> list[list[str]]:
     draw = np.random.default_rng(seed).random((len(scenes.facts), len(QUESTIONS))) < share
     return [
@@ -177,7 +195,7 @@ def main(arguments: list[str]) -> int:
         print(__doc__)
         return 0 if arguments else 2
     try:
-        rows = train(configs.load(PairConfig, Path(arguments[0]), _overrides(arguments[1:])))
+        rows = train(configs.load(TrainConfig, Path(arguments[0]), _overrides(arguments[1:])))
     except configs.UserError as error:
         print(f"xmsd: error: {error}", file=sys.stderr)
         return 2

@@ -2,12 +2,12 @@
 
 import dataclasses
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 from xmsd_jax.config import UserError
+from xmsd_jax.runs import write_text
 
 FORMAT = "xmsd-store"
 VERSION = 1
@@ -101,12 +101,7 @@ def require(path: Path, found: Manifest, expected: Mapping[str, Any], remedy: st
 
 def write_json(file: Path, content: Any) -> None:
     """Write JSON so that a kill leaves the old file or the new one, never a part."""
-    partial = file.with_name(file.name + ".tmp")
-    with partial.open("w", encoding="utf-8") as stream:
-        json.dump(content, stream, indent=1, sort_keys=True, ensure_ascii=False)
-        stream.flush()
-        os.fsync(stream.fileno())
-    partial.replace(file)
+    write_text(file, json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False))
 
 
 def _differences(name: str, stored: Any, wanted: Any) -> list[str]:

@@ -82,7 +82,7 @@ def _coverage(pixels: np.ndarray, start: np.ndarray, length: float) -> np.ndarra
 
 
 def bend(x: np.ndarray, road: str) -> np.ndarray:
-    """Vertical shift (pixels) of the road at column x: a curved road sinks towards both edges."""
+    """Vertical shift (pixels, negative = up) of the road at column x: a curved road bends up towards both edges."""
     return -5.0 * ((x - SIZE / 2) / (SIZE / 2)) ** 2 if road == "curved" else np.zeros_like(x)
 
 

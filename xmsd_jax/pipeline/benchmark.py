@@ -1,7 +1,7 @@
 """Stage `benchmark`: live speculative decoding against target-only decoding, on the same prompts, interleaved."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -96,10 +96,13 @@ def run(config: BenchmarkConfig, run_dir: Path, fresh: bool = False) -> list[Row
     return rows
 
 
-def benchmark(config: BenchmarkConfig, run: Run, fresh: bool = False, extra: Callable[[], list[Row]] = list) -> list[Row]:
+def benchmark(
+    config: BenchmarkConfig, run: Run, fresh: bool = False, extra: Callable[[], list[Row]] = list
+) -> list[Row]:
     """The stage inside an open run; rows that `extra` makes then go into results.json beside the measured ones."""
     folder, store = ClipFolder.open(config.clips), Store.open(config.store)
-    key = stage_key(config, __version__, folder.fingerprint, str(store.manifest.to_json()), pair_fingerprint(config.pair))
+    content = (folder.fingerprint, str(store.manifest.to_json()), pair_fingerprint(config.pair))
+    key = stage_key(replace(config, clips=Path(), store=Path()), __version__, *content)
     with run.stage("live", key, fresh) as stage:
         if not stage.reused:
             write_results(stage.path, _measure(config, folder, store, run), provenance())
@@ -119,6 +122,16 @@ def fit_drafters(store: Store, order: int, vocabulary: int) -> dict[str, Drafter
         PromptLookup(vocabulary=vocabulary),
     )
     return {drafter.name: drafter for drafter in fitted}
+
+
+def check_held_out(store: Store, prompts: Sequence[Prompt]) -> None:
+    """Raise UserError if the drafters would be fitted on answers about sequences that are asked about."""
+    shared = {prompt.clip.sequence for prompt in prompts} & set(store.names["sequences"])
+    if shared:
+        raise UserError(
+            f"store: {store.path}: holds answers about {', '.join(sorted(shared)[:3])}, which are asked about; "
+            "fit the text drafters on the store of the training split"
+        )
 
 
 def prompts_of(chosen: ClipSet, folder: ClipFolder) -> list[Prompt]:
@@ -142,24 +155,28 @@ def _measure(config: BenchmarkConfig, folder: ClipFolder, store: Store, run: Run
     from torch_bridge.pair import load_pair
     from torch_bridge.verifier import TorchVerifier
 
+    prompts = {chosen.name: prompts_of(chosen, folder) for chosen in config.live.clips}
+    check_held_out(store, [prompt for asked in prompts.values() for prompt in asked])
     target, drafter_model = load_pair(**pair_options(config.pair))
+    if store.manifest.revisions["target"] != target.fingerprint:
+        raise UserError(f"store: {store.path}: its answers are another target's; run `xmsd extract` with this pair")
     verifier = TorchVerifier(target)
     rungs = _rungs(config, target, verifier, fit_drafters(store, config.live.order, verifier.vocabulary))
-    sets = [_one_set(config, chosen, prompts_of(chosen, folder), verifier, rungs) for chosen in config.live.clips]
+    sets = [_one_set(config, name, asked, verifier, rungs) for name, asked in prompts.items()]
     write_pages(run.path, sets, rungs, tokenizer=target.tokenizer, event_frames=drafter_model.event_frames)
     return [row for one in sets for row in measured_rows(one, verifier, rungs, _settings(config), config.pair.dtype)]
 
 
 def _one_set(
-    config: BenchmarkConfig, chosen: ClipSet, prompts: list[Prompt], verifier: Verifier, rungs: Sequence[Rung]
+    config: BenchmarkConfig, name: str, prompts: list[Prompt], verifier: Verifier, rungs: Sequence[Rung]
 ) -> Measured:
     """The reference, one untimed turn of every row on two prompts, then the timed turns."""
-    seen = progress(prompts, total=len(prompts), label=f"reference: {chosen.name}")
+    seen = progress(prompts, total=len(prompts), label=f"reference: {name}")
     expected = references(verifier, seen, config.max_new_tokens)
     climb(rungs, prompts[:2], repeats=1)
-    turns = partial(progress, total=config.live.repeats * len(prompts), label=f"live: {chosen.name}")
+    turns = partial(progress, total=config.live.repeats * len(prompts), label=f"live: {name}")
     traces = climb(rungs, prompts, repeats=config.live.repeats, watch=turns)
-    return Measured(clips=chosen.name, prompts=tuple(prompts), expected=tuple(expected), traces=traces)
+    return Measured(clips=name, prompts=tuple(prompts), expected=tuple(expected), traces=traces)
 
 
 def _rungs(config: BenchmarkConfig, target: Any, verifier: Verifier, drafters: dict[str, Drafter]) -> list[Rung]:
@@ -190,4 +207,6 @@ def _settings(config: BenchmarkConfig) -> dict[str, Any]:
         "device": config.pair.device,
         "threads": config.pair.threads,
         "repeats": config.live.repeats,
+        "order": config.live.order,
+        "machine": provenance()["cpu"],
     }

@@ -8,10 +8,11 @@ from pathlib import Path
 
 from xmsd_jax import __version__
 from xmsd_jax.config import ConfigError
+from xmsd_jax.data import recording, scenery, simulator, world
 from xmsd_jax.data.clip_folder import ClipFolder, ClipFolderWriter
 from xmsd_jax.data.clips import Clip
 from xmsd_jax.data.event_files import read_events
-from xmsd_jax.data.recording import davis_clips
+from xmsd_jax.data.recording import SEQUENCE, davis_clips
 from xmsd_jax.data.video import read_video
 from xmsd_jax.data.world import WorldConfig, split_sizes, world_clips
 from xmsd_jax.runs import Run, progress, stage_key
@@ -59,7 +60,7 @@ def run(config: ClipsConfig, run_dir: Path, fresh: bool = False) -> ClipFolder:
 
 def make_clips(config: ClipsConfig, run: Run, fresh: bool = False) -> ClipFolder:
     """The stage inside an open run; after a kill, clips already written are kept."""
-    key = stage_key(config, __version__, *_fingerprints(config.files))
+    key = stage_key(config, __version__, *_fingerprints(sources(config)))
     with run.stage("clips", key, fresh) as stage:
         if stage.reused:
             return ClipFolder.open(stage.path)
@@ -107,10 +108,21 @@ def _count(config: ClipsConfig) -> int:
     return world + _RECORDING_CLIPS * config.recording + len(config.files)
 
 
-def _fingerprints(sources: tuple[FileClip, ...]) -> list[str]:
+def sources(config: ClipsConfig) -> list[Path]:
+    """All files that the clips are made of: the user's, the recording, and the code that renders the world."""
+    found = [path for source in config.files for path in (source.events, source.video)]
+    if config.recording:
+        code = Path(str(recording.__file__))
+        found += [code, code.parent / "recordings" / f"{SEQUENCE}.npz"]
+    if config.world is not None:
+        found += [Path(str(module.__file__)) for module in (world, scenery, simulator)]
+    return found
+
+
+def _fingerprints(paths: list[Path]) -> list[str]:
     """sha256 of each file, so that a changed file is read again."""
     found = []
-    for path in (path for source in sources for path in (source.events, source.video)):
+    for path in paths:
         try:
             with path.open("rb") as file:
                 found.append(hashlib.file_digest(file, "sha256").hexdigest())

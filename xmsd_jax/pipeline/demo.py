@@ -1,9 +1,12 @@
 """Stage `demo`: the whole road on the small world, in one command; finished stages are reused."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+from xmsd_jax.config import ConfigError
 from xmsd_jax.pipeline import report
 from xmsd_jax.pipeline.benchmark import BenchmarkConfig, LiveSettings, benchmark
 from xmsd_jax.pipeline.clips import ClipsConfig, make_clips
@@ -35,10 +38,16 @@ class DemoConfig:
     max_new_tokens: int = 64
     report: ReportConfig = field(default_factory=ReportConfig)
 
+    def __post_init__(self) -> None:
+        """Raise ConfigError when the drafters' split would have no store."""
+        if self.training not in self.states:
+            raise ConfigError(f"training: {self.training} must be one of states, got {list(self.states)}; add it there")
+
 
 def run(config: DemoConfig, run_dir: Path, fresh: bool = False) -> Path:
     """Clips, states, drafters, live decoding, report; returns the page. RunFailed if an answer was not lossless."""
     run = Run.open(run_dir, config)
+    before = {name: _marker(run, name) for name in STAGES}
 
     # clips
     folder = make_clips(config.clips, run, fresh)
@@ -62,7 +71,7 @@ def run(config: DemoConfig, run_dir: Path, fresh: bool = False) -> Path:
         pair=config.pair,
         max_new_tokens=config.max_new_tokens,
     )
-    rows = benchmark(timed, run, fresh, extra=lambda: stage_rows(run))
+    rows = benchmark(timed, run, fresh, extra=lambda: stage_rows(run, before))
 
     # report
     page = report.run(config.report, run.path)
@@ -70,7 +79,12 @@ def run(config: DemoConfig, run_dir: Path, fresh: bool = False) -> Path:
     return page
 
 
-def stage_rows(run: Run) -> list[Row]:
-    """Seconds of each finished stage, as its marker says."""
-    markers = {name: json.loads((run.path / name / "stage.json").read_text()) for name in STAGES}
-    return [stage_row(name, marker["seconds"]) for name, marker in markers.items()]
+def stage_rows(run: Run, before: Mapping[str, Any]) -> list[Row]:
+    """Seconds of each finished stage; one whose marker is what it was `before` this run was reused."""
+    now = {name: _marker(run, name) for name in STAGES}
+    return [stage_row(name, marker["seconds"], reused=marker == before[name]) for name, marker in now.items()]
+
+
+def _marker(run: Run, name: str) -> dict[str, Any]:
+    path = run.path / name / "stage.json"
+    return json.loads(path.read_text()) if path.is_file() else {}

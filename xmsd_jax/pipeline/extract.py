@@ -1,7 +1,7 @@
 """Stage `extract`: both models answer every question about every clip; states and ids go into one store a split."""
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from time import perf_counter
 
@@ -118,7 +118,8 @@ def _extract(config: ExtractConfig, folder: ClipFolder, root: Path, run: Run, sp
 
 
 def _key(config: ExtractConfig, folder: ClipFolder) -> str:
-    return stage_key(config, __version__, folder.fingerprint, pair_fingerprint(config.pair))
+    """What the store depends on: the clips' content, not where they lie."""
+    return stage_key(replace(config, clips=Path()), __version__, folder.fingerprint, pair_fingerprint(config.pair))
 
 
 def _other_store(root: Path, key: str) -> bool:

@@ -42,9 +42,10 @@ def measured_rows(
     rows: list[Row] = []
     for rung in rungs:
         rows += _live(measured, rung, times, baseline, settings)
-        proof = certificate(measured.expected, measured.traces[rung.name], dtype=dtype, names=measured.names)
-        rows += certificate_rows(rung.name, proof.to_json(), clips=measured.clips)
-        rows += _walk(measured, rung, verifier)
+        if rung.config is not None:
+            proof = certificate(measured.expected, measured.traces[rung.name], dtype=dtype, names=measured.names)
+            rows += certificate_rows(rung.name, proof.to_json(), clips=measured.clips)
+            rows += _walk(measured, rung, verifier)
     return rows
 
 
@@ -76,9 +77,7 @@ def _live(
 def _walk(measured: Measured, rung: Rung, verifier: Verifier) -> list[Row]:
     """How many equal answers took another number of iterations live than the offline walk over the reference says."""
     differs = compared = 0
-    for prompt, reference, answer in zip(
-        measured.prompts, measured.expected, measured.typical(rung.name), strict=True
-    ):
+    for prompt, reference, answer in zip(measured.prompts, measured.expected, measured.typical(rung.name), strict=True):
         walked = offline(rung, verifier, prompt, reference)
         if walked is not None and answer.ids == reference.ids:
             compared += 1

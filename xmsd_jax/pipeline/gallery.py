@@ -1,6 +1,7 @@
 """From the traces of a ladder to what the page shows: pictures, cards with coloured tokens, stored traces."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -42,9 +43,9 @@ def _cards(run_dir: Path, measured: Measured, row: str, tokenizer: Any, event_fr
     for at in range(0, len(measured.prompts), step)[:CARDS]:
         prompt, trace, reference = measured.prompts[at], answers[at], measured.expected[at]
         clip = prompt.clip
-        pictures = write_pictures(
-            run_dir, clip.name, clip.video[len(clip.video) // 2], event_frames.frames(clip.events)[event_frames.n // 2]
-        )
+        seen = event_frames.frames(clip.events, start_us=clip.start_us, stop_us=clip.stop_us)
+        middle = clip.video[len(clip.video) // 2], seen[len(seen) // 2]
+        pictures = write_pictures(run_dir, clip.name, *middle)
         cards.append(
             Card(
                 clip=clip.name,
@@ -67,7 +68,7 @@ def _cards(run_dir: Path, measured: Measured, row: str, tokenizer: Any, event_fr
 def pieces(tokenizer: Any, trace: Trace) -> list[str]:
     """The text that each token adds; "" for one that is not shown (EOS), joined they are the answer."""
     texts = [tokenizer.decode(list(trace.ids[:count])) for count in range(len(trace.ids) + 1)]
-    return [after[len(before) :] for before, after in zip(texts, texts[1:], strict=False)]
+    return [after[len(before) :] for before, after in pairwise(texts)]
 
 
 def _truth(prompt: Prompt) -> str:

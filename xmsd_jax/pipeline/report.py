@@ -21,7 +21,7 @@ class ReportConfig:
         cards: at most so many answers in the gallery.
     """
 
-    title: str = "Answers about video, drafted from events, checked by the target"
+    title: str = "Answers about video, guessed ahead, decided by the target"
     source: Path | None = None
     cards: int = 24
 
