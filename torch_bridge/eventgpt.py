@@ -16,17 +16,14 @@ from torch import Tensor, nn
 from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaModel
 
 from torch_bridge.folders import (
-    EOS,
     ModelFolderError,
     load_exactly,
-    model_fingerprint,
     read_json,
-    read_tokenizer,
     read_weights,
     text_ids,
-    token_id,
     with_bos,
 )
+from torch_bridge.loaded import LoadedModel
 from torch_bridge.pixels import clip_pixels
 from xmsd_jax.data.clips import Clip
 from xmsd_jax.data.events import EventFrames
@@ -81,18 +78,13 @@ class EventGPTForCausalLM(nn.Module):
         return self.model.feature_adaptor(self.model.visual_projector(tokens))
 
 
-class EventGPT:
+class EventGPT(LoadedModel):
     """An EventGPT in evaluation mode with its tokenizer and the event frames that it reads."""
 
     def __init__(self, model: EventGPTForCausalLM, folder: Path, event_frames: EventFrames) -> None:
-        self.model = model.eval().requires_grad_(False)
+        super().__init__(model, folder, kind="eventgpt", real_vocabulary=int(model.config.vocab_size))
+        self.model = model
         self.event_frames = event_frames
-        self.tokenizer = read_tokenizer(folder)
-        self.name = f"eventgpt:{folder.name}"
-        self.config_dict: dict[str, Any] = read_json(folder, "config.json")
-        self.eos_id = token_id(self.tokenizer, EOS)
-        self.real_vocabulary = int(model.config.vocab_size)
-        self._fingerprint = ""
         self._image_size = int(model.vision_config.to_dict()["image_size"])
 
     @property
@@ -104,27 +96,6 @@ class EventGPT:
     def lm_head(self) -> nn.Linear:
         """States -> logits."""
         return self.model.lm_head
-
-    @property
-    def width(self) -> int:
-        """d, the width of a state."""
-        return self.lm_head.in_features
-
-    @property
-    def device(self) -> torch.device:
-        """Where the weights are."""
-        return self.lm_head.weight.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The dtype of the states."""
-        return self.lm_head.weight.dtype
-
-    @property
-    def fingerprint(self) -> str:
-        """SHA-256 of weights and configuration."""
-        self._fingerprint = self._fingerprint or model_fingerprint(self.model, self.config_dict)
-        return self._fingerprint
 
     def prompt_pieces(self, question: str) -> tuple[np.ndarray, np.ndarray]:
         """Text ids before and after the event tokens; the pieces are tokenised apart, BOS once."""

@@ -11,17 +11,14 @@ from torch import Tensor, nn
 from transformers import LlamaModel, VideoLlavaForConditionalGeneration
 
 from torch_bridge.folders import (
-    EOS,
     ModelFolderError,
     misfit,
-    model_fingerprint,
     quiet_transformers,
     read_json,
-    read_tokenizer,
     text_ids,
-    token_id,
     with_bos,
 )
+from torch_bridge.loaded import LoadedModel
 from torch_bridge.pixels import clip_pixels
 from xmsd_jax.data.clips import Clip
 
@@ -36,18 +33,14 @@ def video_tokens(model: VideoLlavaForConditionalGeneration, pixels: Tensor) -> T
     return features.reshape(len(pixels), -1, features.shape[-1])
 
 
-class Target:
+class Target(LoadedModel):
     """A Video-LLaVA in evaluation mode with its tokenizer; states are those of its Llama after the final norm."""
 
     def __init__(self, model: VideoLlavaForConditionalGeneration, folder: Path) -> None:
-        self.model = model.eval().requires_grad_(False)
-        self.tokenizer = read_tokenizer(folder)
-        self.name = f"video-llava:{folder.name}"
-        self.config_dict: dict[str, Any] = model.config.to_dict()
-        self.eos_id = token_id(self.tokenizer, EOS)
-        self.real_vocabulary = min(model.config.image_token_index, model.config.video_token_index)
-        self._fingerprint = ""
-        self._image_size = int(self.config_dict["vision_config"]["image_size"])
+        real = min(model.config.image_token_index, model.config.video_token_index)
+        super().__init__(model, folder, kind="video-llava", real_vocabulary=real)
+        self.model = model
+        self._image_size = int(model.config.to_dict()["vision_config"]["image_size"])
 
     @property
     def language_model(self) -> LlamaModel:
@@ -58,27 +51,6 @@ class Target:
     def lm_head(self) -> nn.Linear:
         """States -> logits over the padded vocabulary."""
         return self.model.lm_head
-
-    @property
-    def width(self) -> int:
-        """d, the width of a state."""
-        return self.lm_head.in_features
-
-    @property
-    def device(self) -> torch.device:
-        """Where the weights are."""
-        return self.lm_head.weight.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The dtype of the states."""
-        return self.language_model.norm.weight.dtype
-
-    @property
-    def fingerprint(self) -> str:
-        """SHA-256 of weights and configuration."""
-        self._fingerprint = self._fingerprint or model_fingerprint(self.model, self.config_dict)
-        return self._fingerprint
 
     def prompt_pieces(self, question: str) -> tuple[np.ndarray, np.ndarray]:
         """Text ids before and after the video tokens: `USER: <video>\\n{question} ASSISTANT:`, BOS first."""

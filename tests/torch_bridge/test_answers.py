@@ -161,6 +161,7 @@ def video_llava(tmp_path_factory):
         torch.manual_seed(3)
         model = VideoLlavaForConditionalGeneration(config)
         model.lm_head.weight.data.normal_(0, 0.4)
+    config.save_pretrained(folder)
     return Target(model, folder)
 
 

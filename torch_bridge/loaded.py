@@ -1,0 +1,59 @@
+"""What both models of a pair have once they are loaded from a folder: tokenizer, head, facts, fingerprint."""
+
+from abc import ABC, abstractmethod
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import LlamaModel
+
+from torch_bridge.folders import EOS, model_fingerprint, read_json, read_tokenizer, token_id
+
+
+class LoadedModel(ABC):
+    """A model in evaluation mode; with `prompt_pieces` and `encode` it is a `torch_bridge.vlm.VLM`."""
+
+    def __init__(self, model: nn.Module, folder: Path, *, kind: str, real_vocabulary: int) -> None:
+        """Read the folder's tokenizer and configuration; `kind` names the architecture in tables."""
+        self._model = model.eval().requires_grad_(False)
+        self.tokenizer = read_tokenizer(folder)
+        self.config_dict: dict[str, Any] = read_json(folder, "config.json")
+        self.name = f"{kind}:{folder.name}"
+        self.eos_id = token_id(self.tokenizer, EOS)
+        self.real_vocabulary = real_vocabulary
+
+    @property
+    @abstractmethod
+    def language_model(self) -> LlamaModel:
+        """The Llama that reads embeddings and gives post-norm states."""
+
+    @property
+    @abstractmethod
+    def lm_head(self) -> nn.Linear:
+        """States -> logits over the (padded) vocabulary."""
+
+    @property
+    def width(self) -> int:
+        """d, the width of a state."""
+        return self.lm_head.in_features
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.lm_head.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the states."""
+        return self.language_model.norm.weight.dtype
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of weights and configuration file: the same under every version of transformers."""
+        return self._digest
+
+    @cached_property
+    def _digest(self) -> str:
+        return model_fingerprint(self._model, self.config_dict)
