@@ -92,6 +92,9 @@ def run(config: BenchmarkConfig, run_dir: Path, fresh: bool = False) -> list[Row
     """Measure every row; writes results.json, traces and gallery. RunFailed if an answer is not the target's own."""
     run = Run.open(run_dir, config)
     rows = benchmark(config, run, fresh)
+    print(
+        f"results: {run.path}/results.json; as a page: xmsd report report/small.yaml --run-dir {run.path}", flush=True
+    )
     check(rows)
     return rows
 
