@@ -5,7 +5,17 @@ from dataclasses import replace
 import pytest
 
 from tests.decoding.toy import ToyVerifier, target_alone, toy_prompt
-from xmsd_jax.decoding.ladder import Rung, certificate, climb, offline, references, speculative, typical, whole_seconds
+from xmsd_jax.decoding.ladder import (
+    Rung,
+    certificate,
+    climb,
+    offline,
+    proposal_seconds,
+    references,
+    speculative,
+    typical,
+    whole_seconds,
+)
 from xmsd_jax.decoding.live import LiveConfig
 from xmsd_jax.decoding.text_drafters import PromptLookup, RandomDrafter
 from xmsd_jax.decoding.trace import Trace
@@ -63,6 +73,17 @@ def test_the_offline_walk_of_a_row_has_the_iterations_of_its_live_run(mode, earl
             assert walked.iterations == len(rung.answer(prompt).iterations)
 
 
-def test_a_row_without_drafts_has_no_walk():
+def test_the_drafter_alone_is_timed_at_every_anchor_but_the_last():
+    verifier = ToyVerifier(seed=3)
+    (reference,) = references(verifier, PROMPTS[:1], COUNT)
+    config = LiveConfig(gamma=4, max_new_tokens=COUNT)
+    rung = speculative("r", verifier, RandomDrafter(seed=1, vocabulary=verifier.vocabulary), config)
+    spent = proposal_seconds(rung, verifier, PROMPTS[0], reference)
+    assert len(spent) == len(reference.ids) - 1
+    assert min(spent) > 0
+
+
+def test_a_row_without_drafts_has_no_walk_and_no_proposals():
     verifier = ToyVerifier()
+    assert proposal_seconds(Rung(name="plain", answer=lambda p: timed(1.0)), verifier, PROMPTS[0], timed(1.0)) == []
     assert offline(Rung(name="plain", answer=lambda p: timed(1.0)), verifier, PROMPTS[0], timed(1.0)) is None

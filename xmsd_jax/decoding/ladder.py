@@ -6,11 +6,14 @@ A row's time for an answer is that of its median repeat, kept whole: its parts a
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from time import perf_counter
+
+import numpy as np
 
 from xmsd_jax.decoding.certificate import Certificate, Dtype, certify, compare
 from xmsd_jax.decoding.live import LiveConfig, decode
 from xmsd_jax.decoding.plain import decode_plain
-from xmsd_jax.decoding.ports import Drafter, Prompt, Verifier
+from xmsd_jax.decoding.ports import Context, Drafter, Prompt, Verifier
 from xmsd_jax.decoding.trace import Trace
 from xmsd_jax.decoding.walk import Walk, free_prefix, walk
 
@@ -73,6 +76,19 @@ def certificate(
         for ref, repeats, name in zip(expected, traces, names, strict=True)
         for got in repeats
     )
+
+
+def proposal_seconds(rung: Rung, verifier: Verifier, prompt: Prompt, answer: Trace) -> list[float]:
+    """Wall clock of the row's drafter alone, at every anchor of a reference answer; none for a row without drafts."""
+    if rung.drafter is None or rung.config is None:
+        return []
+    given, seconds = verifier.prompt_ids(prompt), []
+    for known in range(1, len(answer.ids)):
+        context = Context(prompt=prompt, ids=np.array(answer.ids[:known], np.int32), prompt_ids=given)
+        start = perf_counter()
+        rung.drafter.propose(context, rung.config.gamma)
+        seconds.append(perf_counter() - start)
+    return seconds
 
 
 def offline(rung: Rung, verifier: Verifier, prompt: Prompt, answer: Trace) -> Walk | None:

@@ -2,10 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import median
 from typing import Any
 
 from xmsd_jax.decoding.certificate import Dtype
-from xmsd_jax.decoding.ladder import Rung, certificate, offline, typical
+from xmsd_jax.decoding.ladder import Rung, certificate, offline, proposal_seconds, typical
 from xmsd_jax.decoding.ports import Prompt, Verifier
 from xmsd_jax.decoding.trace import Trace
 from xmsd_jax.metrics.live import Times, live_metrics
@@ -46,6 +47,7 @@ def measured_rows(
             proof = certificate(measured.expected, measured.traces[rung.name], dtype=dtype, names=measured.names)
             rows += certificate_rows(rung.name, proof.to_json(), clips=measured.clips)
             rows += _walk(measured, rung, verifier)
+            rows.append(_proposal(measured, rung, verifier))
     return rows
 
 
@@ -72,6 +74,16 @@ def _live(
     )
     own = {"gamma": config.gamma, "prefill_draft_len": config.prefill_draft_len} if config else {}
     return live_rows(rung.name, figures, clips=measured.clips, baseline=baseline, settings={**settings, **own})
+
+
+def _proposal(measured: Measured, rung: Rung, verifier: Verifier) -> Row:
+    """What the drafter itself takes for gamma ids, without the loop around it: the median over all anchors."""
+    pairs = zip(measured.prompts, measured.expected, strict=True)
+    spent = [s for prompt, answer in pairs for s in proposal_seconds(rung, verifier, prompt, answer)]
+    micros = median(spent) * 1e6 if spent else None
+    gamma = rung.config.gamma if rung.config else 0
+    about = {"clips": measured.clips, "gamma": gamma}
+    return Row(row=rung.name, metric="proposal_us", value=micros, n=len(spent), unit="us", settings=about)
 
 
 def _walk(measured: Measured, rung: Rung, verifier: Verifier) -> list[Row]:
