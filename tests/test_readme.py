@@ -1,0 +1,51 @@
+"""The README's tables are the committed results, and what it points to is there."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from xmsd_jax.runs import Row, read_results
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text()
+COLUMNS = ("iterations", "tau", "n_free", "vision_ms", "prefill_ms", "decode_ms", "speedup", "decode_speedup")
+CLIPS = ("held-out street scenes", "real DAVIS346 recording")
+
+
+def told(row: Row | None, metric: str) -> str:
+    """A number as the README writes it."""
+    if row is None or row.value is None:
+        return "\u2013"
+    if "speedup" not in metric:
+        return f"{row.value:.{({'tau': 2, 'decode_ms': 0}).get(metric, 1)}f}"
+    if row.row == row.baseline:
+        return "1 (baseline)"
+    between = "" if row.low is None else f" ({row.low:.2f} to {row.high:.2f})"
+    return f"{row.value:.2f}x{between}"
+
+
+def lines(clips: str) -> list[list[str]]:
+    rows, _ = read_results(ROOT / "results" / "demo_cpu")
+    own = {(r.row, r.metric): r for r in rows if r.settings.get("clips") == clips}
+    names = list(dict.fromkeys(name for name, _ in own))
+    return [[name, *(told(own.get((name, metric)), metric) for metric in COLUMNS)] for name in names]
+
+
+@pytest.mark.parametrize("which", [0, 1], ids=CLIPS)
+def test_the_tables_are_the_committed_results(which):
+    tables = re.findall(r"\| row \| passes .*\n\|---.*\n((?:\|.*\n)+)", README)
+    found = [[cell.strip(" *") for cell in line.strip("|").split("|")] for line in tables[which].splitlines()]
+    assert found == lines(CLIPS[which])
+    assert len(found) == 7
+
+
+def test_the_results_come_from_a_clean_checkout():
+    _, provenance = read_results(ROOT / "results" / "demo_cpu")
+    assert provenance["git"]["dirty"] is False
+
+
+def test_links_lead_to_files():
+    links = [link for link in re.findall(r"\]\(([^)]+)\)", README) if "://" not in link]
+    assert len(links) >= 4
+    assert [link for link in links if not (ROOT / link).exists()] == []
