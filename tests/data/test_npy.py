@@ -212,7 +212,7 @@ def test_every_truncation_is_refused(tmp_path):
             read(tmp_path, content[:length])
 
 
-def read_or_refuse(folder: Path, content: bytes) -> None:
+def check_read_or_refuse(folder: Path, content: bytes) -> None:
     """Nothing but checked events or EventError may come out."""
     try:
         events = read(folder, content)
@@ -232,7 +232,7 @@ def test_damaged_bytes_give_events_or_an_event_error(data, old, tmp_path_factory
         length = data.draw(st.integers(0, 3))
         content[at : at + length] = data.draw(st.binary(max_size=4))
         content += b"." * max(0, 129 - len(content))
-    read_or_refuse(tmp_path_factory.getbasetemp(), bytes(content))
+    check_read_or_refuse(tmp_path_factory.getbasetemp(), bytes(content))
 
 
 PIECES = (
@@ -250,4 +250,4 @@ PIECES = (
 def test_random_pickle_programs_are_refused_without_a_call(pieces, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "system", lambda _: pytest.fail("a pickle ran os.system"))
-        read_or_refuse(tmp_path_factory.getbasetemp(), as_npy(b"\x80\x04" + b"".join(pieces) + b"."))
+        check_read_or_refuse(tmp_path_factory.getbasetemp(), as_npy(b"\x80\x04" + b"".join(pieces) + b"."))

@@ -173,7 +173,9 @@ def test_a_run_with_nothing_but_one_number_has_a_page(tmp_path):
     made_up.write_run(tmp_path, [Row(row="a", metric="facts_right", value=0.9)])
     (tmp_path / "gallery.json").unlink()
     run(ReportConfig(), tmp_path)
-    Structure((tmp_path / "report.html").read_text())
+    page = (tmp_path / "report.html").read_text()
+    Structure(page)
+    assert "facts_right" in page
 
 
 def test_the_packaged_config_loads(request):
