@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from xmsd_jax.data.simulator import LUMA_WEIGHTS
+
 Colour = Sequence[float] | np.ndarray
 
 SIZE = 96
-LUMA_WEIGHTS = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
 LANE_BOTTOM = (89.0, 74.0, 61.0, 50.0)  # lane 0 is the nearest
 LANE_SCALE = (1.15, 0.95, 0.8, 0.68)
 SIDEWALK_BOTTOM = {"near": 95.0, "far": 38.0}

@@ -14,7 +14,7 @@ from xmsd_jax.config import ConfigError
 from xmsd_jax.data.events import Events
 
 # ITU-R BT.601, what luma means in 8-bit RGB.
-_LUMA = np.array([0.299, 0.587, 0.114], np.float32)
+LUMA_WEIGHTS = np.array([0.299, 0.587, 0.114], np.float32)
 # A pixel's threshold is at least this share of the contrast: a normal draw may be negative, and would never settle.
 _LEAST_SHARE = 0.1
 
@@ -46,8 +46,8 @@ class SimulatorConfig:
 
 
 def luma(video: np.ndarray) -> np.ndarray:
-    """Return the luma (BT.601), float32[f, y, x] in 0..255, of RGB frames uint8[f, y, x, 3]."""
-    return video.astype(np.float32) @ _LUMA
+    """Return the luma (BT.601), float32[f, y, x] in 0..255, of RGB frames [f, y, x, 3] in 0..255."""
+    return video.astype(np.float32) @ LUMA_WEIGHTS
 
 
 def thresholds(config: SimulatorConfig, height: int, width: int) -> np.ndarray:

@@ -17,8 +17,8 @@ import numpy as np
 
 from xmsd_jax.config import ConfigError
 from xmsd_jax.data.clips import Clip
-from xmsd_jax.data.scenery import LUMA_WEIGHTS, SIZE, draw
-from xmsd_jax.data.simulator import SimulatorConfig, simulate
+from xmsd_jax.data.scenery import SIZE, draw
+from xmsd_jax.data.simulator import SimulatorConfig, luma, simulate
 
 TIMES = ("day", "dusk", "night")
 ROADS = ("straight", "curved", "crossing")
@@ -112,7 +112,7 @@ def world_clip(place: Place, index: int, config: WorldConfig) -> Clip:
     facts = sample_facts(place, rng)
     times_us = np.arange(config.event_fps + 1, dtype=np.int64) * (CLIP_US // config.event_fps)
     rgb = draw(facts, times_us / CLIP_US, place_seed=place.seed, rng=rng)
-    events = simulate(rgb @ LUMA_WEIGHTS, times_us, config.simulator).window(0, CLIP_US)
+    events = simulate(luma(rgb), times_us, config.simulator).window(0, CLIP_US)
     every = config.event_fps // config.video_fps
     noisy = rgb[:-1:every] + rng.normal(0.0, 1.5, (config.video_fps, SIZE, SIZE, 1)).astype(np.float32)
     return Clip(
