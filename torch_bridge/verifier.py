@@ -89,3 +89,28 @@ class TorchVerifier:
         scores = self._session.head(hidden)
         ids = scores.argmax(dim=-1).to(torch.int32).cpu().numpy()
         return Verified(ids=ids, hidden=hidden, logits=scores.float().cpu().numpy() if logits else None)
+
+
+class SharedVerifier(TorchVerifier):
+    """Computes vision and prefill of a prompt once, for as long as the same prompt (the same object) is asked again.
+
+    For comparing decoding alone: ids, states and passes are those of a whole answer, the times of the prefill are not.
+    """
+
+    def __init__(self, vlm: VLM) -> None:
+        """Verify with `vlm`."""
+        super().__init__(vlm)
+        self._prompt: Prompt | None = None
+        self._first: Tensor | None = None
+
+    def prefill(
+        self, prompt: Prompt, draft_ids: Sequence[int] = (), *, logits: bool = False, visual: Tensor | None = None
+    ) -> Verified:
+        """See `TorchVerifier`; of a prompt that is there already, only `draft_ids` are read, in one pass."""
+        if prompt is not self._prompt or self._first is None:
+            self._first = super().prefill(prompt, visual=visual).hidden
+            self._prompt = prompt
+        self._session.crop(self._session.read)
+        self._times = {"vision": 0.0, "prefill": 0.0}
+        states = [self._first, *([self._session.verify(draft_ids)] if len(draft_ids) else [])]
+        return self._emit(torch.cat(states), logits)

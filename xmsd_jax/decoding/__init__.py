@@ -1,4 +1,5 @@
-"""Speculative decoding on the host: ports, acceptance, text drafters, the offline walk, the live loop, the certificate.
+"""Speculative decoding: ports, acceptance, text drafters and adapters as drafters, walk, live loop, certificate, costs.
 
-Nothing here imports torch or jax: the target is reached through the `Verifier` port, drafts through `Drafter`.
+Nothing here imports torch: the target is reached through the `Verifier` port, the event model through `DrafterLane`,
+drafts through `Drafter`. Only `proposer` computes with jax.
 """

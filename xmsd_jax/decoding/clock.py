@@ -1,10 +1,19 @@
-"""Wall-clock seconds of one answer, cut into named laps."""
+"""Wall-clock seconds of one answer, cut into named laps, and the spans of both lanes for a timeline."""
 
 import time
+from collections.abc import Iterable
+from typing import Literal
 
-from xmsd_jax.decoding.ports import Verifier
+from xmsd_jax.decoding.ports import Span, Verifier
 
 LAPS: tuple[str, ...] = ("prefill_draft", "prefill", "first", "draft", "verify", "host")
+SYNC = ("sync", "drafter step")
+"""Parts of the drafter's lane that phase 2 waits for: reading accepted tokens, and steps of its own answer."""
+_LANES: dict[str, Literal["target", "drafter", "host"]] = {
+    "prefill_draft": "drafter",
+    "draft": "drafter",
+    "host": "host",
+}
 
 
 class Clock:
@@ -14,14 +23,20 @@ class Clock:
         """Start the first lap."""
         self._verifier = verifier
         self._laps: dict[str, float] = dict.fromkeys(LAPS, 0.0)
+        self._sync = 0.0
+        self._spans: list[Span] = []
         verifier.synchronize()
-        self._last = time.perf_counter()
+        self._start = self._last = time.perf_counter()
 
-    def lap(self, name: str) -> None:
-        """Charge the time since the last cut to `name`."""
+    def lap(self, name: str, inside: Iterable[Span] = ()) -> None:
+        """Charge the time since the last cut to `name`; `inside` tells what the drafter's lane did in it."""
         self._verifier.synchronize()
         now = time.perf_counter()
         self._laps[name] += now - self._last
+        inside = list(inside)
+        if name == "draft":
+            self._sync += sum(span.stop - span.start for span in inside if span.part in SYNC)
+        self._spans += [*self._between(name, inside, now), *inside]
         self._last = now
 
     def seconds(self) -> dict[str, float]:
@@ -29,4 +44,20 @@ class Clock:
         laps = self._laps
         vision = min(self._verifier.times["vision"], laps["prefill"])
         prefill = laps["prefill_draft"] + laps["prefill"] - vision
-        return {**laps, "vision": vision, "prefill": prefill, "decode": laps["draft"] + laps["verify"] + laps["host"]}
+        decode = laps["draft"] + laps["verify"] + laps["host"]
+        return {**laps, "sync": self._sync, "vision": vision, "prefill": prefill, "decode": decode}
+
+    def spans(self) -> tuple[Span, ...]:
+        """All spans, in order, in seconds from the start of the answer."""
+        start = self._start
+        moved = (Span(lane=s.lane, part=s.part, start=s.start - start, stop=s.stop - start) for s in self._spans)
+        return tuple(sorted(moved, key=lambda span: span.start))
+
+    def _between(self, name: str, inside: list[Span], now: float) -> list[Span]:
+        """The lap without what the lane did inside of it, which stands for itself."""
+        lane, at, found = _LANES.get(name, "target"), self._last, []
+        for start, stop in [*((s.start, s.stop) for s in inside), (now, now)]:
+            if start > at:
+                found.append(Span(lane=lane, part=name, start=at, stop=start))
+            at = max(at, stop)
+        return found

@@ -24,6 +24,7 @@ t to `capacity - (t + 1)` ids. Since `capacity >= max_new_tokens` is required, t
 still be emitted, and changes neither iterations nor accepted counts.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -32,7 +33,7 @@ import numpy as np
 from xmsd_jax.config import ConfigError
 from xmsd_jax.decoding.clock import Clock
 from xmsd_jax.decoding.judge import Judge, check_draft, no_draft, split
-from xmsd_jax.decoding.ports import Context, Draft, Drafter, Prompt, Verified, Verifier
+from xmsd_jax.decoding.ports import Context, Draft, Drafter, DrafterLane, Prompt, Span, Verified, Verifier
 from xmsd_jax.decoding.stopping import Answer
 from xmsd_jax.decoding.trace import Iteration, Origin, Trace
 
@@ -87,6 +88,7 @@ def decode(
     prefill_drafter = drafter if prefill_drafter is None else prefill_drafter
     _check(verifier, prefill_drafter, config)
     run = _Run(verifier, prompt, config, Judge(temperature=config.temperature, rng=rng))
+    run.begin(lanes_of(prefill_drafter, drafter))
     free = run.prefill(prefill_drafter)
     while run.answer.stop is None:
         run.iterate(drafter)
@@ -98,7 +100,14 @@ def decode(
         n_free=run.answer.origins.count("prefill-draft"),
         prefill_drafted=tuple(free.ids.tolist()),
         seconds=run.clock.seconds(),
+        spans=run.clock.spans(),
     )
+
+
+def lanes_of(*drafters: Drafter | None) -> list[DrafterLane]:
+    """The drafter models behind some drafters, each once."""
+    found = [lane for drafter in drafters if (lane := getattr(drafter, "lane", None)) is not None]
+    return list({id(lane): lane for lane in found}.values())
 
 
 def _check(verifier: Verifier, prefill_drafter: Drafter | None, config: LiveConfig) -> None:
@@ -121,14 +130,21 @@ class _Run:
         self.answer = Answer(eos_ids=verifier.eos_ids, max_new_tokens=config.max_new_tokens)
         self.iterations: list[Iteration] = []
         self.hidden: tuple[Any, ...] = ()
+        self.lanes: Sequence[DrafterLane] = ()
         self.prompt_ids = verifier.prompt_ids(prompt)
+
+    def begin(self, lanes: Sequence[DrafterLane]) -> None:
+        """Let the drafter models read their prompt."""
+        self.lanes = lanes
+        for lane in lanes:
+            lane.begin(self.prompt)
 
     def prefill(self, drafter: Drafter | None) -> Draft:
         """Phase 1: read the prompt and check the draft, if any. Returns the draft."""
         draft = no_draft()
         if drafter is not None and self.config.prefill_draft_len:
             draft = self.draft(drafter, self.config.prefill_draft_len)
-        self.clock.lap("prefill_draft")
+        self.clock.lap("prefill_draft", self.spans())
         riding = draft if self.config.prefill_mode == "ride" else no_draft()
         verified = self.verifier.prefill(self.prompt, riding.ids.tolist(), logits=self.judge.sampled)
         if len(draft.ids) == len(riding.ids):
@@ -152,7 +168,7 @@ class _Run:
         """Phase 2: one draft and its verification, or one step of plain decoding."""
         anchor = len(self.answer.ids) - 1
         draft = no_draft() if drafter is None else self.draft(drafter, self.config.gamma)
-        self.clock.lap("draft")
+        self.clock.lap("draft", self.spans())
         verified = self.read([self.answer.ids[-1], *draft.ids.tolist()])
         self.clock.lap("verify")
         accepted, emitted = self.settle(draft, verified, "draft", lap="verify", host="host")
@@ -168,6 +184,10 @@ class _Run:
         check_draft(draft, name=drafter.name, asked=count, vocabulary=self.verifier.vocabulary)
         capacity = getattr(self.verifier, "capacity", None)
         return draft if capacity is None else split(draft, capacity - len(known))[0]
+
+    def spans(self) -> list[Span]:
+        """What the lanes did since the last cut of the clock."""
+        return [span for lane in self.lanes for span in lane.take_spans()]
 
     def read(self, ids: list[int]) -> Verified:
         """Let the target read: M = 1 has its own entry, the one that plain decoding uses."""

@@ -7,7 +7,7 @@ array that may stay on the device of the one who made it.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int32
@@ -61,9 +61,58 @@ class Draft:
     q: Any | None = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class Span:
+    """What a lane did from `start` to `stop`, in seconds of the process's clock (`time.perf_counter`)."""
+
+    lane: Literal["target", "drafter", "host"]
+    part: str
+    start: float
+    stop: float
+
+
+@runtime_checkable
+class DrafterLane(Protocol):
+    """The drafter model as a source of states, one answer at a time. It runs only as far as it is asked to.
+
+    States are [m, d], on the drafter's device, and stay as they are until the next call.
+    """
+
+    def begin(self, prompt: Prompt) -> None:
+        """Start a new answer: read the prompt (vision and prefill) and forget the last answer."""
+        ...
+
+    def own(self, count: int) -> Any:
+        """g[0..count-1] of the drafter's OWN greedy answer; fewer where that answer ends earlier."""
+        ...
+
+    def synced(self, ids: SomeIds) -> Any:
+        """s[0..t+1] after reading the target's tokens y_0..y_t = `ids`: [len(ids) + 1, d]."""
+        ...
+
+    def take_spans(self) -> list[Span]:
+        """What was done since the last call of this method."""
+        ...
+
+
+class Window(Protocol):
+    """Brings states to where a drafter computes, always in the same shape."""
+
+    def __call__(self, blocks: Sequence[Any], start: int) -> Any:
+        """Rows `start`.. of the joined blocks [m_i, d], in the first rows of a device array [1, rows, d].
+
+        The rows after them hold anything finite. Valid until the next call. Raises ValueError if they do not fit.
+        """
+        ...
+
+
 @runtime_checkable
 class Drafter(Protocol):
-    """Proposes tokens. A pure function of the context: it may cache, but the same context gives the same draft."""
+    """Proposes tokens. A pure function of the context: it may cache, but the same context gives the same draft.
+
+    Optional attribute `lane: DrafterLane | None`: the drafter model that it reads. The loop lets it begin before the
+    target's prefill and collects its spans.
+    """
 
     @property
     def name(self) -> str:

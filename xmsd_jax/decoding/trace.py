@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from xmsd_jax.decoding.ports import Span
+
 Origin = Literal["prefill-draft", "draft", "target"]
 Stop = Literal["eos", "length"]
 
@@ -28,9 +30,10 @@ class Trace:
 
     `origins[i]` says where token i came from: an accepted phase-1 draft, an accepted draft, or the target itself.
     `prefill_drafted`: the phase-1 draft (empty without phase 1), of which the first `n_free` ids stood.
-    `seconds`, wall clock, synchronised: `vision`, `prefill` (phase 1's own drafting included, which is also told apart
-    as `prefill_draft`), `first` (the checking pass of `wait`: T_first; 0 otherwise) and `decode` = `draft` + `verify` +
-    `host` (phase 2: drafter, target passes with crops, bookkeeping). vision + prefill + first + decode is the answer.
+    `seconds`, wall clock, synchronised: `vision`, `prefill` (the drafter's lane and phase 1's drafting included, which
+    are also told apart as `prefill_draft`), `first` (the checking pass of `wait`: T_first; 0 otherwise) and `decode` =
+    `draft` + `verify` + `host` (phase 2: drafter, of which `sync` is the drafter model's passes; target passes with
+    crops; bookkeeping). vision + prefill + first + decode is the answer. `spans`: the same as a timeline of both lanes.
     `margins`, `top_logits`: per token, when asked for: top logit minus runner-up, and the top logit.
     """
 
@@ -41,6 +44,7 @@ class Trace:
     n_free: int = 0
     prefill_drafted: tuple[int, ...] = ()
     seconds: Mapping[str, float] = field(default_factory=dict)
+    spans: tuple[Span, ...] = ()
     margins: tuple[float, ...] | None = None
     top_logits: tuple[float, ...] | None = None
 
@@ -64,8 +68,9 @@ class Trace:
         values = dict(values)
         try:
             rows = [{**row, "drafted": tuple(row["drafted"])} for row in values.pop("iterations")]
+            spans = tuple(Span(**span) for span in values.pop("spans", ()))
             tuples = {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
-            return cls(**{**values, **tuples}, iterations=tuple(Iteration(**row) for row in rows))
+            return cls(**{**values, **tuples}, iterations=tuple(Iteration(**row) for row in rows), spans=spans)
         except (KeyError, TypeError) as error:
             raise ValueError(f"a trace must hold what Trace.to_json writes, got {sorted(values)}: {error}") from None
 

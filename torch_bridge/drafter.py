@@ -1,0 +1,110 @@
+"""The live drafter: `xmsd_jax.decoding.ports.DrafterLane` over one `Session` of the event model.
+
+One cache serves both texts that the drafter may be asked about: its own answer, and the target's. Going from one to the
+other, it is cropped to what both have in common and reads the rest.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from time import perf_counter
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from torch_bridge.answers import UNKNOWN_ID
+from torch_bridge.vlm import VLM, Session
+from xmsd_jax.decoding.ports import Prompt, SomeIds, Span
+
+
+class TorchLane:
+    """The drafter's states, as far as they are asked for.
+
+    `share`: the same prompt again (the same object) keeps vision, prefill and what was read. For comparisons of ids;
+    a timed answer must not have it.
+    """
+
+    def __init__(self, vlm: VLM, *, max_new_tokens: int, share: bool = False) -> None:
+        """Answer with `vlm`, at most `max_new_tokens` of its own."""
+        self._vlm, self._limit, self._share = vlm, max_new_tokens, share
+        self._session = Session(vlm)
+        self._prompt: Prompt | None = None
+        self._spans: list[Span] = []
+        shape = (max_new_tokens + 1, vlm.width)
+        self._states = torch.zeros(shape, dtype=vlm.dtype, device=vlm.device)  # after reading _read[:u], at u
+        self._own_states = torch.zeros(shape, dtype=vlm.dtype, device=vlm.device)
+        self._read: list[int] = []
+        self._own_ids: list[int] = []
+
+    def begin(self, prompt: Prompt) -> None:
+        """Read the prompt, unless it may be shared."""
+        if self._share and prompt is self._prompt:
+            return
+        self._prompt, self._read, self._own_ids = prompt, [], []
+        with self._span("drafter vision"):
+            visual = self._session.encode(prompt.clip)
+        with self._span("drafter prefill"):
+            self._states[0] = self._session.prefill(prompt.question, visual)[-1]
+
+    @torch.inference_mode()
+    def own(self, count: int) -> Tensor:
+        """g[0..m-1], m <= count: the answer ends at its EOS or `max_new_tokens`. ValueError before any prompt."""
+        self._check(0)
+        while len(self._own_ids) < count and not self._ended:
+            with self._span("drafter step"):
+                self._seek(self._own_ids)
+                state = self._states[len(self._own_ids)]
+                self._own_states[len(self._own_ids)] = state
+                self._own_ids.append(int(self._session.head(state).argmax()))
+        return self._own_states[: min(count, len(self._own_ids))]
+
+    def synced(self, ids: SomeIds) -> Tensor:
+        """s[0..len(ids)]. Raises ValueError past `max_new_tokens`, and before any prompt."""
+        self._check(len(ids))
+        known = [int(i) if i < self._vlm.language_model.config.vocab_size else UNKNOWN_ID for i in ids]
+        if known != self._read:
+            with self._span("sync"):
+                self._seek(known)
+        return self._states[: len(ids) + 1]
+
+    def take_spans(self) -> list[Span]:
+        """Spans since the last call, in order."""
+        spans, self._spans = self._spans, []
+        return spans
+
+    @property
+    def _ended(self) -> bool:
+        return len(self._own_ids) == self._limit or self._own_ids[-1:] == [self._vlm.eos_id]
+
+    def _check(self, count: int) -> None:
+        if self._prompt is None:
+            raise ValueError("a drafter's lane begins with a prompt; received none yet: call begin first")
+        if count > self._limit:
+            raise ValueError(f"the lane holds {self._limit} tokens; was asked for {count}: raise max_new_tokens")
+
+    @torch.inference_mode()
+    def _seek(self, ids: Sequence[int]) -> None:
+        """Have read exactly `ids` after the prompt: crop to the common prefix, read the rest in one pass."""
+        keep = _common(self._read, ids)
+        self._session.crop(len(self._read) - keep)
+        if len(ids) > keep:
+            self._states[keep + 1 : len(ids) + 1] = self._session.verify(np.asarray(ids[keep:]))
+        self._read = list(ids)
+
+    @contextmanager
+    def _span(self, part: str) -> Iterator[None]:
+        self._synchronize()
+        start = perf_counter()
+        yield
+        self._synchronize()
+        self._spans.append(Span(lane="drafter", part=part, start=start, stop=perf_counter()))
+
+    def _synchronize(self) -> None:
+        if self._vlm.device.type == "cuda":
+            torch.cuda.synchronize(self._vlm.device)
+
+
+def _common(one: Sequence[int], other: Sequence[int]) -> int:
+    """Length of the common prefix."""
+    pairs = zip(one, other, strict=False)
+    return next((at for at, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))
