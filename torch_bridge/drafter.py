@@ -26,7 +26,7 @@ class TorchLane:
 
     def __init__(self, vlm: VLM, *, max_new_tokens: int, share: bool = False) -> None:
         """Answer with `vlm`, at most `max_new_tokens` of its own."""
-        self._vlm, self._limit, self._share = vlm, max_new_tokens, share
+        self._vlm, self._limit, self.share = vlm, max_new_tokens, share
         self._session = Session(vlm)
         self._prompt: Prompt | None = None
         self._spans: list[Span] = []
@@ -38,7 +38,7 @@ class TorchLane:
 
     def begin(self, prompt: Prompt) -> None:
         """Read the prompt, unless it may be shared."""
-        if self._share and prompt is self._prompt:
+        if self.share and prompt is self._prompt:
             return
         self._prompt, self._read, self._own_ids = prompt, [], []
         with self._span("drafter vision"):

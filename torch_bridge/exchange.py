@@ -39,6 +39,11 @@ def copy(tensor: Tensor) -> jax.Array:
     return lend(tensor.detach().clone())
 
 
+def share(tensor: Tensor) -> jax.Array:
+    """`lend` where the memory is aligned, else `copy`: for what is never written again, such as a head's weight."""
+    return copy(tensor) if tensor.data_ptr() % ALIGNMENT else lend(tensor)
+
+
 def _check(tensor: Tensor) -> None:
     if tensor.dtype not in LENT:
         raise ValueError(

@@ -33,9 +33,20 @@ def test_a_baseline_must_have_been_measured_on_the_same_clips():
         summarise([BASE, elsewhere])
 
 
-def test_a_number_of_another_study_may_refer_to_a_baseline_of_its_own():
-    (group,) = summarise([speed(kind="original")]).groups
-    assert group.lines[0].kind == "original"
+def test_a_number_of_the_original_study_refers_to_a_baseline_of_its_own_and_stands_apart_from_ours():
+    summary = summarise([BASE, speed(kind="original", baseline="the study's target")])
+    assert [line.kind for group in summary.groups for line in group.lines] == ["measured"]
+    assert [group.baselines for group in summary.originals] == [("the study's target",)]
+    with pytest.raises(ReportError, match="names no baseline"):
+        summarise([speed(kind="original", baseline=None)])
+
+
+def test_a_speed_up_over_draft_lengths_names_its_baseline_and_is_no_line_of_the_main_table():
+    over = speed(metric="speedup_by_gamma", kind="predicted", settings={"gammas": [0, 1], "values": [1.0, 1.5]})
+    (group,) = summarise([BASE, over]).groups
+    assert [line.row for line in group.lines] == ["target"]
+    with pytest.raises(ReportError, match="names no baseline"):
+        summarise([BASE, speed(metric="speedup_by_gamma", baseline=None)])
 
 
 def test_two_values_for_one_number_are_an_error():

@@ -4,7 +4,7 @@ import csv
 import io
 import json
 
-from tests.report import made_up
+from tests.report import made_up, made_up_study
 from xmsd_jax.report.columns import COLUMNS, DASH, TIMES, number
 from xmsd_jax.report.summary import summarise
 from xmsd_jax.report.tables import csv_text, markdown
@@ -63,6 +63,14 @@ def test_what_does_not_apply_is_a_dash_and_never_a_zero():
 def test_names_cannot_break_the_table_or_become_html():
     text = markdown(summarise([Row(row="a|<img src=x>", metric="tau", value=2.0)]))
     assert "a\\|&lt;img src=x>" in text
+
+
+def test_the_studys_own_model_is_a_table_of_its_own_that_names_its_baseline():
+    text = markdown(summarise([*made_up.rows(), *made_up_study.original_rows()]))
+    ours, _, study = text.partition("**The study's own model")
+    assert "original study" not in ours
+    assert "Its baseline: the study's target." in study
+    assert f"1.56{TIMES} original study" in study
 
 
 def test_milliseconds_keep_three_figures():

@@ -42,7 +42,7 @@ KINDS: Mapping[str, Kind] = {
     "L3": Kind(
         facts=WideBottleneck.facts,
         build=lambda sizes, rngs, n: WideBottleneck(sizes, rngs, blocks=n),
-        purpose="wide bottleneck blocks (the study's text: 2, its training: 3)",
+        purpose="wide bottleneck blocks (2; the study trained 3)",
         blocks=2,
     ),
     "L4": Kind(
@@ -53,7 +53,7 @@ KINDS: Mapping[str, Kind] = {
     "L5": Kind(
         facts=DrafterEagle.facts,
         build=lambda sizes, rngs, n: DrafterEagle(sizes, rngs),
-        purpose="causal layer over the drafter's states, predicts the next target state",
+        purpose="causal layer over the drafter's states",
     ),
     "B1": Kind(
         facts=TargetEagle.facts,

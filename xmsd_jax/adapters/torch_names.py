@@ -65,9 +65,9 @@ def from_torch(kind: str, tensors: Mapping[str, np.ndarray]) -> Adapter:
 
     Raises:
         AdapterError: names missing or unknown, tensors misshaped or not finite, all in one line.
-        ConfigError: an unknown kind.
+        ConfigError: an unknown kind, or one that the original does not have.
     """
-    kind_of(kind)
+    _check_is_original(kind)
     width = next((tensors[name].shape[0] for name in GIVE_WIDTH if name in tensors and tensors[name].ndim == 1), None)
     try:
         adapter = outline(kind, width or 16, blocks=_blocks(kind, tensors))  # 16: for its names alone
@@ -92,14 +92,22 @@ def to_torch(adapter: Adapter, kind: str) -> dict[str, np.ndarray]:
 
     Raises:
         AdapterError: the adapter is not of that kind, or has a number of blocks that the original never had.
+        ConfigError: an unknown kind, or one that the original does not have.
     """
+    _check_is_original(kind)
     blocks = len(getattr(adapter, "blocks", ())) or None
-    is_kind = adapter.facts == kind_of(kind).facts and set(named_shapes(adapter)) == _names(kind, blocks)
+    is_kind = adapter.facts == KINDS[kind].facts and set(named_shapes(adapter)) == _names(kind, blocks)
     if not is_kind or (kind != "L3" and blocks != KINDS[kind].blocks):
         own = type(adapter).__name__ + (f" of {blocks} blocks" if blocks else "")
         raise AdapterError(f"state dict of {kind}: needs an adapter as the original has it, got {own}")
     values = {ours: np.array(value) for ours, value in named_parameters(adapter).items()}
     return {original_name(kind, ours): np.array(_turned(ours, value), order="C") for ours, value in values.items()}
+
+
+def _check_is_original(kind: str) -> None:
+    kind_of(kind)
+    if kind not in PREFIXES:
+        raise ConfigError(f"adapter kind: {kind!r}: the original has no such adapter; it has {', '.join(PREFIXES)}")
 
 
 def _blocks(kind: str, tensors: Mapping[str, np.ndarray]) -> int | None:

@@ -4,7 +4,7 @@ Index pairs (the study's) put g[t] of the drafter's own answer beside h[t]; sync
 after the target's own text. Masks are those of SEMANTICS, "Masks and pairs".
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -52,8 +52,8 @@ class Pairs:
 
     def take(self, rows: Any) -> "Pairs":
         """The answers that `rows` selects (indices or bool[n]), in that order."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return Pairs(**{name: None if value is None else value[rows] for name, value in values.items()})
+        values: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
+        return replace(self, **{name: value[rows] for name, value in values.items() if value is not None})
 
 
 def read_pairs(store: Store, *, inputs: Inputs, pairing: Pairing | None, as_stored: bool = False) -> Pairs:

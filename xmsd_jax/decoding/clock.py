@@ -48,10 +48,15 @@ class Clock:
         return {**laps, "sync": self._sync, "vision": vision, "prefill": prefill, "decode": decode}
 
     def spans(self) -> tuple[Span, ...]:
-        """All spans, in order, in seconds from the start of the answer."""
-        start = self._start
-        moved = (Span(lane=s.lane, part=s.part, start=s.start - start, stop=s.stop - start) for s in self._spans)
-        return tuple(sorted(moved, key=lambda span: span.start))
+        """All spans, in order, in seconds from the start of the answer; the first of the prefill is its vision."""
+        start, found, vision = self._start, [], self._verifier.times["vision"]
+        for span in sorted(self._spans, key=lambda span: span.start):
+            if span.part == "prefill" and vision > 0:
+                seen = min(span.start + vision, span.stop)
+                found.append(Span(lane="target", part="vision", start=span.start, stop=seen))
+                span, vision = Span(lane="target", part="prefill", start=seen, stop=span.stop), 0.0
+            found.append(span)
+        return tuple(Span(lane=s.lane, part=s.part, start=s.start - start, stop=s.stop - start) for s in found)
 
     def _between(self, name: str, inside: list[Span], now: float) -> list[Span]:
         """The lap without what the lane did inside of it, which stands for itself."""

@@ -20,18 +20,32 @@ from xmsd_jax.decoding.walk import Walk, free_prefix, walk
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Rung:
-    """One row: `answer` decodes a prompt. `drafter` and `config` are None for a row that does not speculate."""
+    """One row: `answer` decodes a prompt. `config` is None for a row that does not speculate.
+
+    `drafter` is that of phase 2 (None: plain decoding), `prefill_drafter` that of phase 1 (None: the same, if any).
+    """
 
     name: str
     answer: Callable[[Prompt], Trace]
     drafter: Drafter | None = None
     config: LiveConfig | None = None
+    prefill_drafter: Drafter | None = None
 
 
-def speculative(name: str, verifier: Verifier, drafter: Drafter, config: LiveConfig) -> Rung:
-    """A row that drafts in phase 2, and in phase 1 as `config` says."""
+def speculative(
+    name: str,
+    verifier: Verifier,
+    drafter: Drafter | None,
+    config: LiveConfig,
+    prefill_drafter: Drafter | None = None,
+) -> Rung:
+    """A row that drafts in phase 2 by `drafter`, and in phase 1 as `config` says."""
     return Rung(
-        name=name, drafter=drafter, config=config, answer=lambda prompt: decode(verifier, drafter, prompt, config)
+        name=name,
+        drafter=drafter,
+        config=config,
+        prefill_drafter=prefill_drafter,
+        answer=lambda prompt: decode(verifier, drafter, prompt, config, prefill_drafter=prefill_drafter),
     )
 
 

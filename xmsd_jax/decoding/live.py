@@ -144,7 +144,8 @@ class _Run:
         draft = no_draft()
         if drafter is not None and self.config.prefill_draft_len:
             draft = self.draft(drafter, self.config.prefill_draft_len)
-        self.clock.lap("prefill_draft", self.spans())
+        if self.lanes or len(draft.ids):
+            self.clock.lap("prefill_draft", self.spans())
         riding = draft if self.config.prefill_mode == "ride" else no_draft()
         verified = self.verifier.prefill(self.prompt, riding.ids.tolist(), logits=self.judge.sampled)
         if len(draft.ids) == len(riding.ids):
@@ -167,8 +168,10 @@ class _Run:
     def iterate(self, drafter: Drafter | None) -> None:
         """Phase 2: one draft and its verification, or one step of plain decoding."""
         anchor = len(self.answer.ids) - 1
-        draft = no_draft() if drafter is None else self.draft(drafter, self.config.gamma)
-        self.clock.lap("draft", self.spans())
+        draft = no_draft()
+        if drafter is not None:
+            draft = self.draft(drafter, self.config.gamma)
+            self.clock.lap("draft", self.spans())
         verified = self.read([self.answer.ids[-1], *draft.ids.tolist()])
         self.clock.lap("verify")
         accepted, emitted = self.settle(draft, verified, "draft", lap="verify", host="host")

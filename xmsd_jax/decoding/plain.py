@@ -46,6 +46,7 @@ def decode_plain(
         origins=tuple(answer.origins),
         stop=answer.stop,
         seconds=clock.seconds(),
+        spans=clock.spans(),
         margins=tuple(top - second for top, second in tops) if margins else None,
         top_logits=tuple(top for top, _ in tops) if margins else None,
     )

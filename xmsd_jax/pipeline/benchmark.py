@@ -1,29 +1,28 @@
-"""Stage `benchmark`: live speculative decoding against target-only decoding, on the same prompts, interleaved."""
+"""Stage `benchmark`: predict every row from measured parts, write that down, then decode live and compare."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from xmsd_jax import __version__
 from xmsd_jax.config import ConfigError, UserError, dump
 from xmsd_jax.data.clip_folder import ClipFolder
 from xmsd_jax.data.questions import QUESTIONS
 from xmsd_jax.data.store import Store
-from xmsd_jax.decoding.ladder import Rung, climb, references, speculative
-from xmsd_jax.decoding.live import LiveConfig
-from xmsd_jax.decoding.ngram import NGram
-from xmsd_jax.decoding.plain import decode_plain
-from xmsd_jax.decoding.ports import Drafter, Prompt, Verifier
-from xmsd_jax.decoding.text_drafters import PromptLookup, Template
-from xmsd_jax.decoding.trace import Trace
-from xmsd_jax.pipeline.figures import Measured, check, measured_rows
+from xmsd_jax.decoding.ports import Prompt
+from xmsd_jax.pipeline.figures import check, measured_rows, predicted_rows
+from xmsd_jax.pipeline.fitted import fit_drafters
 from xmsd_jax.pipeline.gallery import write_pages
-from xmsd_jax.pipeline.pair import PairConfig, pair_fingerprint, pair_options
-from xmsd_jax.runs import Row, Run, progress, provenance, read_results, stage_key, write_results
+from xmsd_jax.pipeline.ladder_run import ClipAnswers, climb_set, prepare
+from xmsd_jax.pipeline.live_pair import Lengths, LivePair
+from xmsd_jax.pipeline.pair import PairConfig, pair_fingerprint
+from xmsd_jax.pipeline.predicted import COSTS, write_costs
+from xmsd_jax.pipeline.rows import TEXT, DraftRow
+from xmsd_jax.pipeline.trained import load_trained, passports
+from xmsd_jax.runs import Row, Run, provenance, read_results, stage_key, write_results
 
-Mode = Literal["none", "ride", "wait"]
+PREDICTED = "predicted"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,24 +39,13 @@ class ClipSet:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DraftRow:
-    """One row of the table: a text drafter, and how it drafts during the prefill."""
-
-    drafter: Literal["prompt-lookup", "template", "n-gram"]
-    prefill_mode: Mode = "none"
-
-    @property
-    def name(self) -> str:
-        """The row's name: the drafter, with its phase-1 mode where it has one."""
-        return self.drafter if self.prefill_mode == "none" else f"{self.drafter} ({self.prefill_mode})"
-
-
-@dataclass(frozen=True, kw_only=True)
 class LiveSettings:
     """How answers are decoded and timed.
 
     gamma: ids drafted an iteration; prefill_draft_len: ids drafted before the first token; order: longest context of
-    the n-gram; repeats: timed passes over all prompts (the median one of each answer counts); clips: the prompt sets.
+    the n-gram; repeats: timed passes (the median one of each answer counts); clips: the prompt sets. timed: answers of
+    a set that are timed whole, evenly spread, all when null; the others are decoded by every drafting row as well, for
+    certificate and walks, with vision and prefill computed once a question.
     """
 
     clips: tuple[ClipSet, ...]
@@ -66,6 +54,7 @@ class LiveSettings:
     prefill_draft_len: int = 12
     order: int = 8
     repeats: int = 3
+    timed: int | None = None
 
     def __post_init__(self) -> None:
         """Raise ConfigError where there is nothing to do, or two rows or sets have one name."""
@@ -75,17 +64,40 @@ class LiveSettings:
         for name in ("gamma", "prefill_draft_len", "order", "repeats"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}: must be at least 1, got {getattr(self, name)}")
+        if self.timed is not None and self.timed < 1:
+            raise ConfigError(f"timed: must be at least 1, or null for all, got {self.timed}")
+
+    @property
+    def adapters(self) -> set[str]:
+        """Names of the drafters that are no text drafters."""
+        return {name for row in self.rows for name in (row.drafter, row.first) if name} - set(TEXT)
 
 
 @dataclass(frozen=True, kw_only=True)
 class BenchmarkConfig:
-    """clips: a folder made by `xmsd clips`; store: training answers, a split of a store made by `xmsd extract`."""
+    """Where everything is.
+
+    clips: a folder made by `xmsd clips`; store: folder of stores made by `xmsd extract`; training: its split that text
+    drafters are fitted on. adapters: folder of trained adapters, and evaluation: what `xmsd evaluate` made of them;
+    both are needed for rows with adapters.
+    """
 
     clips: Path
     store: Path
     live: LiveSettings
+    training: str = "train"
+    adapters: Path | None = None
+    evaluation: Path | None = None
     pair: PairConfig = field(default_factory=PairConfig)
     max_new_tokens: int = 64
+
+    def __post_init__(self) -> None:
+        """Raise ConfigError for adapter rows without adapters or their evaluation."""
+        if self.live.adapters and self.evaluation is None:
+            raise ConfigError(
+                f"evaluation: rows with {', '.join(sorted(self.live.adapters))} need what `xmsd evaluate` wrote; name "
+                "its folder"
+            )
 
 
 def run(config: BenchmarkConfig, run_dir: Path, fresh: bool = False) -> list[Row]:
@@ -103,28 +115,20 @@ def benchmark(
     config: BenchmarkConfig, run: Run, fresh: bool = False, extra: Callable[[], list[Row]] = list
 ) -> list[Row]:
     """The stage inside an open run; rows that `extra` makes then go into results.json beside the measured ones."""
-    folder, store = ClipFolder.open(config.clips), Store.open(config.store)
-    content = (folder.fingerprint, str(store.manifest.to_json()), pair_fingerprint(config.pair))
-    key = stage_key(replace(config, clips=Path(), store=Path()), __version__, *content)
-    with run.stage("live", key, fresh) as stage:
+    folder, training = ClipFolder.open(config.clips), Store.open(config.store / config.training)
+    content = (
+        folder.fingerprint,
+        str(training.manifest.to_json()),
+        pair_fingerprint(config.pair),
+        *passports(config.adapters),
+    )
+    placed = replace(config, clips=Path(), store=Path(), adapters=None, evaluation=config.evaluation and Path())
+    with run.stage("live", stage_key(placed, __version__, *content), fresh) as stage:
         if not stage.reused:
-            write_results(stage.path, _measure(config, folder, store, run), provenance())
+            write_results(stage.path, _measure(config, folder, training, run, stage.path), provenance())
     measured, origin = read_results(stage.path)
     write_results(run.path, [*measured, *extra()], origin | {"config": dump(config)})
     return measured
-
-
-def fit_drafters(store: Store, order: int, vocabulary: int) -> dict[str, Drafter]:
-    """The text drafters, fitted on the target's answers in a store of the training split."""
-    questions, answers = store.read("question"), dict[int, list[list[int]]]()
-    for row in range(store.rows):
-        answers.setdefault(int(questions[row]), []).append(store.token_ids("target", row).tolist())
-    fitted = (
-        Template.fit(answers, vocabulary=vocabulary),
-        NGram.fit(answers, vocabulary=vocabulary, order=order),
-        PromptLookup(vocabulary=vocabulary),
-    )
-    return {drafter.name: drafter for drafter in fitted}
 
 
 def check_held_out(store: Store, prompts: Sequence[Prompt]) -> None:
@@ -154,56 +158,66 @@ def prompts_of(chosen: ClipSet, folder: ClipFolder) -> list[Prompt]:
     return found[:wanted]
 
 
-def _measure(config: BenchmarkConfig, folder: ClipFolder, store: Store, run: Run) -> list[Row]:
-    from torch_bridge.pair import load_pair
-    from torch_bridge.verifier import TorchVerifier
-
+def _measure(config: BenchmarkConfig, folder: ClipFolder, training: Store, run: Run, stage: Path) -> list[Row]:
+    # prompts, models, drafters
     prompts = {chosen.name: prompts_of(chosen, folder) for chosen in config.live.clips}
-    check_held_out(store, [prompt for asked in prompts.values() for prompt in asked])
-    target, drafter_model = load_pair(**pair_options(config.pair))
-    if store.manifest.revisions["target"] != target.fingerprint:
-        raise UserError(f"store: {store.path}: its answers are another target's; run `xmsd extract` with this pair")
-    verifier = TorchVerifier(target)
-    rungs = _rungs(config, target, verifier, fit_drafters(store, config.live.order, verifier.vocabulary))
-    sets = [_one_set(config, name, asked, verifier, rungs) for name, asked in prompts.items()]
-    write_pages(run.path, sets, rungs, tokenizer=target.tokenizer, event_frames=drafter_model.event_frames)
-    return [row for one in sets for row in measured_rows(one, verifier, rungs, _settings(config), config.pair.dtype)]
+    check_held_out(training, [prompt for asked in prompts.values() for prompt in asked])
+    pair = _load(config, training)
+
+    # predictions, on disk before anything is decoded live
+    sets = [_prepare(config, chosen, prompts[chosen.name], pair) for chosen in config.live.clips]
+    predicted = [row for one in sets for row in predicted_rows(one, pair, _settings(config))]
+    write_costs(stage / COSTS, {one.clips: one.costs for one in sets}, {"settings": _settings(config)})
+    write_results(stage / PREDICTED, predicted, provenance())
+
+    # live
+    climbed = [
+        climb_set(one, pair, config.live.rows, repeats=config.live.repeats, timed=config.live.timed) for one in sets
+    ]
+    measured = [row for one in climbed for row in measured_rows(one, pair, _settings(config), config.pair.dtype)]
+    write_pages(
+        run.path,
+        climbed,
+        measured,
+        tokenizer=pair.target.tokenizer,
+        event_frames=pair.drafter_model.event_frames,
+    )
+    return [*measured, *predicted]
 
 
-def _one_set(
-    config: BenchmarkConfig, name: str, prompts: list[Prompt], verifier: Verifier, rungs: Sequence[Rung]
-) -> Measured:
-    """The reference, one untimed turn of every row on two prompts, then the timed turns."""
-    seen = progress(prompts, total=len(prompts), label=f"reference: {name}")
-    expected = references(verifier, seen, config.max_new_tokens)
-    climb(rungs, prompts[:2], repeats=1)
-    turns = partial(progress, total=config.live.repeats * len(prompts), label=f"live: {name}")
-    traces = climb(rungs, prompts, repeats=config.live.repeats, watch=turns)
-    return Measured(clips=name, prompts=tuple(prompts), expected=tuple(expected), traces=traces)
+def _load(config: BenchmarkConfig, training: Store) -> LivePair:
+    manifest = training.manifest
+    lengths = Lengths(
+        gamma=config.live.gamma,
+        prefill_draft_len=config.live.prefill_draft_len,
+        max_new_tokens=config.max_new_tokens,
+    )
+    text = fit_drafters(training, config.live.order, manifest.vocabulary["real"])
+    pair = LivePair(config.pair, lengths, text=text, adapters=load_trained(config.adapters, manifest))
+    models = {"target": pair.target, "drafter": pair.drafter_model}
+    needed = models if config.live.adapters else {"target": pair.target}
+    for which, model in needed.items():
+        if manifest.revisions[which] != model.fingerprint:
+            raise UserError(
+                f"store: {training.path}: its answers are another {which}'s; run `xmsd extract` with this pair"
+            )
+    return pair
 
 
-def _rungs(config: BenchmarkConfig, target: Any, verifier: Verifier, drafters: dict[str, Drafter]) -> list[Rung]:
-    from torch_bridge.generate import generate
-
-    count, live = config.max_new_tokens, config.live
-
-    def library(prompt: Prompt) -> Trace:
-        ids, seconds = generate(target, prompt, count)
-        stop = "eos" if ids[-1] in verifier.eos_ids else "length"
-        return Trace(ids=ids, origins=("target",) * len(ids), stop=stop, seconds={**seconds, "first": 0.0})
-
-    eager: Callable[[Prompt], Trace] = partial(decode_plain, verifier, max_new_tokens=count)
-    rungs = [Rung(name="target eager", answer=eager), Rung(name="target generate()", answer=library)]
-    for row in live.rows:
-        early = 0 if row.prefill_mode == "none" else live.prefill_draft_len
-        settings = LiveConfig(
-            gamma=live.gamma, max_new_tokens=count, prefill_draft_len=early, prefill_mode=row.prefill_mode
-        )
-        rungs.append(speculative(row.name, verifier, drafters[row.drafter], settings))
-    return rungs
+def _prepare(config: BenchmarkConfig, chosen: ClipSet, prompts: list[Prompt], pair: LivePair) -> ClipAnswers:
+    store = Store.open(config.store / chosen.split) if config.live.adapters else None
+    return prepare(
+        chosen.name,
+        prompts,
+        config.live.rows,
+        pair,
+        store=store,
+        evaluation=config.evaluation,
+        split=chosen.split,
+    )
 
 
-def _settings(config: BenchmarkConfig) -> dict[str, Any]:
+def _settings(config: BenchmarkConfig) -> Mapping[str, Any]:
     return {
         "max_new_tokens": config.max_new_tokens,
         "dtype": config.pair.dtype,

@@ -1,7 +1,7 @@
 """Stage `evaluate`: trained adapters and control rows on a store's held-out answers; hidden states, tokens, walks."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +25,10 @@ from xmsd_jax.metrics.counted import Estimate, ratio_of_sums
 from xmsd_jax.metrics.hidden import hidden_metrics, joined
 from xmsd_jax.metrics.tokens import token_metrics
 from xmsd_jax.pipeline.answers import text_prompt
+from xmsd_jax.pipeline.curves import share_row
 from xmsd_jax.pipeline.fitted import fit_drafters
 from xmsd_jax.pipeline.judged import Judged, store_fingerprint, write_index, write_judged
-from xmsd_jax.pipeline.trained import Trained, load_trained, token_head
+from xmsd_jax.pipeline.trained import Trained, load_trained, passports, token_head
 from xmsd_jax.runs import Row, Run, progress, provenance, read_results, stage_key, write_results
 
 STAGE = "evaluation"
@@ -42,7 +43,7 @@ class EvaluateConfig:
     store: folder with one store a split, made by `xmsd extract`; training: the split that text drafters are fitted on;
     splits: judged, of other sequences; adapters: folder of trained adapters, searched through; null judges the control
     rows alone. gamma: ids drafted at every anchor, the largest that a walk can have; prefill_draft_len: ids drafted in
-    phase 1; order: longest context of the n-gram.
+    phase 1; order: longest context of the n-gram. names: split -> its name in words, as tables print it.
     """
 
     store: Path
@@ -52,6 +53,7 @@ class EvaluateConfig:
     gamma: int = 8
     prefill_draft_len: int = 12
     order: int = 8
+    names: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Raise ConfigError for sizes below one, and for a training split that is judged."""
@@ -80,16 +82,12 @@ def evaluate(config: EvaluateConfig, run: Run, fresh: bool = False) -> list[Row]
         replace(config, store=Path(), adapters=None),
         __version__,
         *(store_fingerprint(store.manifest) for store in (training, *stores.values())),
-        *_passports(config.adapters),
+        *passports(config.adapters),
     )
     with run.stage(STAGE, key, fresh) as stage:
         if not stage.reused:
             write_results(stage.path, _judge(config, stage.path, training, stores), provenance())
     return read_results(stage.path)[0]
-
-
-def _passports(root: Path | None) -> list[str]:
-    return [] if root is None else [path.read_text() for path in sorted(Path(root).rglob("adapter.json"))]
 
 
 def _judge(config: EvaluateConfig, root: Path, training: Store, stores: Mapping[str, Store]) -> list[Row]:
@@ -123,7 +121,11 @@ def _judge_split(
     text: Mapping[str, Drafter],
 ) -> tuple[list[Row], dict[str, Judged]]:
     head, sequences = token_head(store), _sequences(store)
-    settings = {"clips": split, "max_new_tokens": store.manifest.max_new_tokens, "dtype": store.manifest.dtype}
+    settings = {
+        "clips": config.names.get(split, split),
+        "max_new_tokens": store.manifest.max_new_tokens,
+        "dtype": store.manifest.dtype,
+    }
     about = _About(config=config, sequences=sequences, settings=settings)
     judged, rows = {}, []
     for name, drafter in text.items():
@@ -190,15 +192,7 @@ class _About:
 
     def shares(self, name: str, anchors: Anchors, how: str) -> Row:
         """S_k as one row: the curve stands in its settings."""
-        counts, total = anchors.prefix_counts(anchors.gamma)
-        curve = [ratio_of_sums(column, total, sequences=self.sequences) for column in counts.T]
-        lists = {
-            "shares": [e.value or 0.0 for e in curve],
-            "lows": [e.low if e.low is not None else e.value or 0.0 for e in curve],
-            "highs": [e.high if e.high is not None else e.value or 0.0 for e in curve],
-        }
-        settings = {**self.settings, "how": how, **lists}
-        return Row(row=name, metric="S_k", value=curve[0].value, n=int(total.sum()), settings=settings)
+        return share_row(name, anchors, self.sequences, {**self.settings, "how": how})
 
     def row(self, name: str, metric: str, estimate: Estimate, **more: Any) -> Row:
         """One number with its interval."""

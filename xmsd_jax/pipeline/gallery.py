@@ -1,47 +1,54 @@
 """From the traces of a ladder to what the page shows: pictures, cards with coloured tokens, stored traces."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from xmsd_jax.data.answers import true_facts
 from xmsd_jax.data.events import EventFrames
-from xmsd_jax.decoding.ladder import Rung
 from xmsd_jax.decoding.ports import Prompt
 from xmsd_jax.decoding.trace import Trace
-from xmsd_jax.pipeline.figures import Measured
+from xmsd_jax.pipeline.ladder_run import Climbed
 from xmsd_jax.report.gallery import Card, StoredTrace, write_gallery, write_pictures, write_traces
+from xmsd_jax.runs import Row
 
 CARDS = 8
 """Answers shown of each set of clips."""
 
 
 def write_pages(
-    run_dir: Path, sets: Sequence[Measured], rungs: Sequence[Rung], *, tokenizer: Any, event_frames: EventFrames
+    run_dir: Path, sets: Sequence[Climbed], rows: Sequence[Row], *, tokenizer: Any, event_frames: EventFrames
 ) -> None:
-    """Store the traces of every row, and cards of the last row that drafts in the prefill (else the last row)."""
-    for rung in rungs:
-        stored = [
-            _stored(rung.name, prompt, trace)
-            for measured in sets
-            for prompt, trace in zip(measured.prompts, measured.typical(rung.name), strict=True)
-        ]
-        write_traces(run_dir, rung.name, stored)
-    early = [rung.name for rung in rungs if rung.config and rung.config.prefill_draft_len]
-    row = early[-1] if early else rungs[-1].name
-    write_gallery(
-        run_dir, [card for measured in sets for card in _cards(run_dir, measured, row, tokenizer, event_frames)]
-    )
+    """Store the traces of every row, and cards of the one that answers fastest on the first set by `rows`."""
+    for rung in sets[0].rungs:
+        write_traces(run_dir, rung.name, [one for climbed in sets for one in _traces(climbed, rung.name)])
+    drafting = [rung.name for rung in sets[0].rungs if rung.config is not None]
+    speeds = {row.row: row.value or 0.0 for row in reversed(rows) if row.metric == "speedup" and row.row in drafting}
+    row = max(speeds, key=lambda name: speeds[name], default=sets[0].rungs[-1].name)
+    cards = [card for climbed in sets for card in _cards(run_dir, climbed, row, tokenizer, event_frames)]
+    write_gallery(run_dir, cards)
 
 
-def _cards(run_dir: Path, measured: Measured, row: str, tokenizer: Any, event_frames: EventFrames) -> list[Card]:
+def _traces(climbed: Climbed, row: str) -> list[StoredTrace]:
+    """The row's typical answers; the timeline stays with the first that was timed whole, which is enough to draw."""
+    drawn = int(np.flatnonzero(climbed.timed)[0])
+    return [
+        _stored(row, climbed.answers.prompts[at], trace if at == drawn else replace(trace, spans=()))
+        for at, trace in climbed.typical(row).items()
+    ]
+
+
+def _cards(run_dir: Path, climbed: Climbed, row: str, tokenizer: Any, event_frames: EventFrames) -> list[Card]:
     """Cards of evenly spread prompts, those of one clip next to each other."""
-    step = max(1, len(measured.prompts) // CARDS)
-    answers = measured.typical(row)
+    measured, answers = climbed.answers, climbed.typical(row)
+    step = max(1, len(answers) // CARDS)
     cards = []
-    for at in range(0, len(measured.prompts), step)[:CARDS]:
-        prompt, trace, reference = measured.prompts[at], answers[at], measured.expected[at]
+    for at in list(answers)[::step][:CARDS]:
+        prompt, trace, reference = measured.prompts[at], answers[at], measured.references[at]
         clip = prompt.clip
         seen = event_frames.frames(clip.events, start_us=clip.start_us, stop_us=clip.stop_us)
         middle = clip.video[len(clip.video) // 2], seen[len(seen) // 2]

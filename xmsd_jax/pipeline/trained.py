@@ -56,6 +56,11 @@ def load_trained(root: Path | None, manifest: Manifest) -> dict[str, Trained]:
     return {one.name: one for one in found}
 
 
+def passports(root: Path | None) -> list[str]:
+    """The texts of all passports in a folder of trained adapters: what a stage that uses them depends on."""
+    return [] if root is None else [path.read_text(encoding="utf-8") for path in sorted(Path(root).rglob(PASSPORT))]
+
+
 def needed(passport: Any, manifest: Manifest) -> dict[str, Any]:
     """What a passport must say to fit a store; only the models whose states it reads."""
     models = ("target",) if passport.pairing is None else ("target", "drafter")

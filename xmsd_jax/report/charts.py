@@ -20,10 +20,16 @@ _SERIES = (("speedup", "whole answer", "whole"), ("decode_speedup", "decoding al
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """One part of a stacked bar: a class of style.css and its words in the legend."""
+    """One part of a stacked bar: its key in the amounts, its words, a class of style.css (default: the key)."""
 
     key: str
     words: str
+    style: str = ""
+
+    @property
+    def class_(self) -> str:
+        """Colour and pattern in style.css."""
+        return self.style or self.key
 
 
 TIME_PARTS = (
@@ -36,17 +42,42 @@ ORIGIN_PARTS = (
     Part(key="draft", words="accepted draft"),
     Part(key="target", words="the target's own token"),
 )
+COST_PARTS = (
+    Part(key="vision", words="vision"),
+    Part(key="prefill", words="prefill"),
+    Part(key="lane", words="drafter's lane before phase 2"),
+    Part(key="first", words="first check (wait)"),
+    Part(key="drafter vision", words="drafter's vision", style="drafter-vision"),
+    Part(key="drafter prefill", words="drafter's prefill", style="lane"),
+    Part(key="drafter step", words="drafter's own step", style="drafter-step"),
+    Part(key="prefill_draft", words="draft for phase 1", style="early"),
+    Part(key="draft", words="draft"),
+    Part(key="sync", words="drafter in step"),
+    Part(key="verify", words="verify"),
+    Part(key="decode", words="plain decoding", style="plain"),
+    Part(key="host", words="host"),
+)
+_EXTRAS = 4  # classes of style.css for parts that have no name of their own there
 
 
 @dataclass(frozen=True, kw_only=True)
 class Bar:
-    """One line of a stacked chart: `amounts` by the keys of its parts, `note` as text at its end."""
+    """One line of a stacked chart: `amounts` by the keys of its parts, `note` as text at its end.
+
+    `below`: amounts of a second bar right under the first, to compare with it.
+    """
 
     label: str
     detail: str = ""
     amounts: Mapping[str, float]
+    below: Mapping[str, float] | None = None
     note: str = ""
     remark: str = field(default="")
+
+    @property
+    def tiers(self) -> tuple[Mapping[str, float], ...]:
+        """Amounts of its one or two bars."""
+        return (self.amounts,) if self.below is None else (self.amounts, self.below)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,27 +115,41 @@ def speed_chart(group: Group) -> Markup | None:
     if not cells:
         return None
     scale = Scale.around(v for cell in cells for v in (cell.value, cell.low, cell.high) if v is not None)
-    legend = _legend([Part(key=shape, words=words) for _, words, shape in _SERIES])
+    shown = legend([Part(key=shape, words=words) for _, words, shape in _SERIES])
     rows = [_speed_line(group, line, scale) for line in lines]
-    return tag("div", legend, *rows, _axis(scale, group.baselines), class_="chart speed")
+    return tag("div", shown, *rows, _axis(scale, group.baselines), class_="chart speed")
 
 
 def stacked_chart(bars: Sequence[Bar], parts: Sequence[Part], *, full: float | None = None) -> Markup | None:
     """Draw stacked bars; `full` is the amount that fills the width (default: the longest bar)."""
-    longest = max((sum(bar.amounts.values()) for bar in bars), default=0.0) if full is None else full
+    tiers = [amounts for bar in bars for amounts in bar.tiers]
+    longest = max((sum(amounts.values()) for amounts in tiers), default=0.0) if full is None else full
     if not bars or longest <= 0:
         return None
-    shown = [part for part in parts if any(bar.amounts.get(part.key) for bar in bars)]
-    return tag("div", _legend(shown), *(_stacked_line(bar, shown, longest) for bar in bars), class_="chart stacked")
+    shown = [part for part in parts if any(amounts.get(part.key) for amounts in tiers)]
+    return tag("div", legend(shown), *(_stacked_line(bar, shown, longest) for bar in bars), class_="chart stacked")
+
+
+def parts_of(names: Iterable[str]) -> tuple[Part, ...]:
+    """The parts of an answer's time by name: known ones in their order, then others as they come."""
+    found = list(dict.fromkeys(names))
+    known = [part for part in COST_PARTS if part.key in found]
+    others = [name for name in found if all(name != part.key for part in COST_PARTS)]
+    return (*known, *(Part(key=n, words=n, style=f"extra{i % _EXTRAS + 1}") for i, n in enumerate(others)))
 
 
 def patterns() -> Markup:
     """Define the patterns of the second cue, once a page."""
-    hatch = tag("path", d="M-1,1 l2,-2 M0,6 l6,-6 M5,7 l2,-2", class_="stroke")
-    dots = tag("circle", cx=3, cy=3, r=1.3, class_="dot")
+    made = {
+        "hatch": tag("path", d="M-1,1 l2,-2 M0,6 l6,-6 M5,7 l2,-2", class_="stroke"),
+        "back": tag("path", d="M-1,5 l2,2 M0,0 l6,6 M5,-1 l2,2", class_="stroke"),
+        "bars": tag("path", d="M3,0 v6", class_="stroke"),
+        "rows": tag("path", d="M0,3 h6", class_="stroke"),
+        "cross": tag("path", d="M0,0 l6,6 M0,6 l6,-6", class_="stroke"),
+        "dots": tag("circle", cx=3, cy=3, r=1.3, class_="dot"),
+    }
     shapes = [
-        tag("pattern", shape, id=name, width=6, height=6, patternUnits="userSpaceOnUse")
-        for name, shape in (("hatch", hatch), ("dots", dots))
+        tag("pattern", shape, id=name, width=6, height=6, patternUnits="userSpaceOnUse") for name, shape in made.items()
     ]
     return tag("svg", tag("defs", *shapes), class_="patterns", width=0, height=0, aria_hidden="true")
 
@@ -159,19 +204,30 @@ def _anchor(place: float) -> str:
 
 
 def _stacked_line(bar: Bar, parts: Sequence[Part], full: float) -> Markup:
-    """Segments from the left; a pattern over each but the first kind."""
-    drawn, start = [], 0.0
-    for part in parts:
-        width = 100.0 * bar.amounts.get(part.key, 0.0) / full
-        if width > 0:
-            size = {"x": f"{start:.2f}%", "y": 4, "width": f"{width:.2f}%", "height": 20}
-            drawn.append(tag("rect", **size, class_=f"part {part.key}"))
-            drawn.append(tag("rect", **size, class_=f"over {part.key}"))
-        start += width
-    said = "; ".join(f"{part.words} {bar.amounts.get(part.key, 0.0):.3g}" for part in parts)
-    picture = tag("svg", *drawn, role="img", aria_label=f"{bar.label}: {said}", width="100%", height=28)
+    """One bar, or two under each other, with its words."""
+    tiers = bar.tiers
+    thick = 20 if len(tiers) == 1 else 15
+    drawn = [_segments(amounts, parts, full, 4 + i * (thick + 3), thick) for i, amounts in enumerate(tiers)]
+    said = " | ".join(
+        "; ".join(f"{part.words} {amounts.get(part.key, 0.0):.3g}" for part in parts) for amounts in tiers
+    )
+    height = 8 + len(tiers) * thick + 3 * (len(tiers) - 1)
+    picture = tag("svg", *drawn, role="img", aria_label=f"{bar.label}: {said}", width="100%", height=height)
     note = tag("div", tag("b", bar.note), tag("small", bar.remark) if bar.remark else None, class_="amount")
     return _chart_line(bar.label, bar.detail, picture, note)
+
+
+def _segments(amounts: Mapping[str, float], parts: Sequence[Part], full: float, y: int, height: int) -> Markup:
+    """Segments from the left, each under its pattern."""
+    drawn, start = [], 0.0
+    for part in parts:
+        width = 100.0 * amounts.get(part.key, 0.0) / full
+        if width > 0:
+            size = {"x": f"{start:.2f}%", "y": y, "width": f"{width:.2f}%", "height": height}
+            drawn.append(tag("rect", **size, class_=f"part {part.class_}"))
+            drawn.append(tag("rect", **size, class_=f"over {part.class_}"))
+        start += width
+    return join(*drawn)
 
 
 def _chart_line(label: str, detail: str, picture: Markup, amount: Markup, *, class_: str = "") -> Markup:
@@ -179,13 +235,13 @@ def _chart_line(label: str, detail: str, picture: Markup, amount: Markup, *, cla
     return tag("div", name, tag("div", picture, class_="picture"), amount, class_=f"line {class_}".strip())
 
 
-def _legend(parts: Sequence[Part]) -> Markup:
+def legend(parts: Sequence[Part]) -> Markup:
     """One swatch a part, drawn as the bars are."""
     entries = []
     for part in parts:
         over = tag("rect", width=18, height=12, fill="url(#hatch)") if part.key == "alone" else None
-        over = over or tag("rect", width=18, height=12, class_=f"over {part.key}")
-        swatch = tag("rect", width=18, height=12, class_=f"part gain {part.key}")
+        over = over or tag("rect", width=18, height=12, class_=f"over {part.class_}")
+        swatch = tag("rect", width=18, height=12, class_=f"part gain {part.class_}")
         picture = tag("svg", swatch, over, width=18, height=12, aria_hidden="true")
         entries.append(tag("li", picture, part.words))
     return tag("ul", *entries, class_="legend")

@@ -18,12 +18,13 @@ KIND_WORDS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Column:
-    """One column; `digits` None prints three figures or so, by size."""
+    """One column; `digits` None prints three figures or so, by size; `scale` multiplies (100 for per cent)."""
 
     metric: str
     heading: str
     digits: int | None = 2
     suffix: str = ""
+    scale: float = 1.0
 
 
 COLUMNS = (
@@ -44,7 +45,7 @@ def number(value: float | None, column: Column) -> str:
     """Print a number as its column wants it; a dash where there is none."""
     if value is None:
         return DASH
-    digits = column.digits
+    value, digits = value * column.scale, column.digits
     if digits is None:
         digits = 0 if abs(value) >= 100 else 1 if abs(value) >= 10 else 2
     return f"{value:.{digits}f}{column.suffix}"

@@ -10,7 +10,12 @@ from xmsd_jax.report.cards import gallery_section
 from xmsd_jax.report.charts import patterns
 from xmsd_jax.report.gallery import Card, StoredTrace
 from xmsd_jax.report.markup import Markup, join, tag
+from xmsd_jax.report.meanings import meanings
+from xmsd_jax.report.offline import offline_section
+from xmsd_jax.report.predicted import predicted_section
 from xmsd_jax.report.summary import Summary, findings
+from xmsd_jax.report.timeline import timeline_section
+from xmsd_jax.report.training import training_section
 
 # The browser itself is told to fetch nothing: pictures are data URIs, the one style sheet is inline.
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
@@ -38,15 +43,23 @@ def page(
     order = list(dict.fromkeys(line.row for group in summary.groups for line in group.lines))
     shown = [card for card in cards if card.clip == cards[0].clip][:3]
     more = [card for card in cards if card not in shown]
+    offline, predicted = offline_section(summary.rows), predicted_section(summary)
+    terms = meanings(offline=offline is not None, predicted=predicted is not None)
     body = [
         patterns(),
         tag("header", *_lead(title, summary, provenance)),
         tag(
             "main",
             gallery_section(run_dir, shown, "One clip, answered") if shown else None,
-            *_results(summary, traces, order),
+            _results(summary, traces, order),
+            offline,
+            predicted,
+            training_section(summary.rows),
+            timeline_section(summary, traces),
             gallery_section(run_dir, more, "More answers") if more else None,
-            *_ground(summary, provenance),
+            sections.certificate_section(summary.certificates),
+            terms,
+            _ground(summary, provenance),
         ),
         tag("footer", tag("p", "Made by xmsd from results.json, traces and gallery of one run.")),
     ]
@@ -97,54 +110,14 @@ def _what_was_run(provenance: Mapping[str, Any]) -> Markup:
     return join(words, tag("br"), tag("code", sections.plain(command))) if command else join(words)
 
 
-def _results(
-    summary: Summary, traces: Mapping[str, Sequence[StoredTrace]], order: Sequence[str]
-) -> list[Markup | None]:
+def _results(summary: Summary, traces: Mapping[str, Sequence[StoredTrace]], order: Sequence[str]) -> Markup | None:
+    """Tables and charts of what was run, None where nothing was."""
     groups = [sections.group_section(group) for group in summary.groups]
     origins = sections.origin_figure(traces, order)
-    return [tag("section", tag("h2", "Results"), *groups, origins, id="results")]
+    return tag("section", tag("h2", "Results"), *groups, origins, id="results") if groups or origins else None
 
 
-def _ground(summary: Summary, provenance: Mapping[str, Any]) -> list[Markup | None]:
-    """What the results rest on: certificate, meanings, provenance, every number."""
+def _ground(summary: Summary, provenance: Mapping[str, Any]) -> Markup:
+    """What the results rest on: seconds, provenance, every number."""
     ground = tag("div", sections.stage_section(summary.stages), sections.provenance_section(provenance), class_="two")
-    return [
-        sections.certificate_section(summary.certificates),
-        tag("section", tag("h2", "What the numbers mean"), tag("dl", *_MEANINGS), id="meanings"),
-        tag("section", tag("h2", "Ground"), ground, sections.all_rows(summary.rows), id="ground"),
-    ]
-
-
-_MEANINGS = tuple(
-    join(tag("dt", term), tag("dd", meaning))
-    for term, meaning in (
-        (
-            "Iterations",
-            "Passes of the target that check a draft, after the prefill, per answer; plain decoding has none.",
-        ),
-        (
-            "Tokens per iteration, τ",
-            "Tokens that the iterations gave, divided by their number; plain decoding gives one a pass.",
-        ),
-        ("Free tokens", "Tokens drafted before or beside the prefill and found right, counted from the first one."),
-        (
-            "Vision, prefill, decode",
-            "Milliseconds per answer. Prefill holds the drafting for it; decode holds everything after it: drafting, "
-            "checking, the loop itself.",
-        ),
-        (
-            "Speed-up",
-            "Sum of the baseline's seconds divided by the sum of this row's, over the same answers. The baseline is "
-            "the best row without speculation on the same machine, and is named.",
-        ),
-        (
-            "Interval",
-            "95 %, percentile bootstrap that draws whole sequences, since clips of one sequence resemble each other. "
-            "With one sequence there is none.",
-        ),
-        (
-            "Dash",
-            "The number does not apply: no free tokens without prefill drafts, no iterations without drafts.",
-        ),
-    )
-)
+    return tag("section", tag("h2", "Ground"), ground, sections.all_rows(summary.rows), id="ground")

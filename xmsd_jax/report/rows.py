@@ -103,3 +103,8 @@ def certificate_rows(row: str, certificate: Mapping[str, Any], *, clips: str, ki
 def stage_row(name: str, seconds: float, *, reused: bool = False) -> Row:
     """Make the row of one stage of a run; a reused stage gives the seconds that it took when it was made."""
     return Row(row=name, metric="stage_seconds", value=seconds, unit="s", settings={"reused": reused})
+
+
+def clips_of(row: Row) -> str:
+    """The set of clips that a row is about, in words; "" where it names none."""
+    return str(row.settings.get("clips", ""))

@@ -5,10 +5,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from xmsd_jax.report import charts
+from xmsd_jax.report.certified import Certificate, certificate_sentence
 from xmsd_jax.report.columns import COLUMNS, DASH, KIND_WORDS, TIMES, Column, bounds, number
 from xmsd_jax.report.gallery import ORIGINS, StoredTrace
 from xmsd_jax.report.markup import Markup, tag
-from xmsd_jax.report.summary import Certificate, Group, Line, Stage, best, certificate_sentence, is_speed_up, verdict
+from xmsd_jax.report.summary import Group, Line, Stage, best, is_speed_up, verdict
 from xmsd_jax.report.tables import baseline_note, group_title, remarks, shown_columns
 from xmsd_jax.runs import Row
 
@@ -226,7 +227,16 @@ def _listed_tokens(listed: Sequence[tuple[Certificate, Mapping[str, Any]]]) -> M
 
 
 def _raw(value: Any) -> str:
+    """One value of the list of all numbers; long lists are folded, the CSV keeps them."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {_raw(inner)}" for key, inner in value.items())
+    if _is_list_of_numbers(value):
+        return f"[{len(value)} number{'' if len(value) == 1 else 's'}]"
     return f"{value:.6g}" if isinstance(value, float) else plain(value)
+
+
+def _is_list_of_numbers(value: Any) -> bool:
+    return isinstance(value, list | tuple) and bool(value) and all(isinstance(v, int | float | None) for v in value)
 
 
 def _figure(title: str, chart: Markup, reading: str) -> Markup:

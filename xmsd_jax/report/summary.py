@@ -4,22 +4,23 @@ How a row of results.json is read here:
 - rows of one `row` name, one `kind` and equal scalar settings are one *line* of the table;
 - `settings["clips"]` names the set of clips in words; each set is a table of its own, the first is the headline;
 - metrics without a column of the main table (columns.py) stand in the list of all numbers only;
-- metrics of `CERTIFICATE` belong to the certificate; lists in their settings are the tokens in question;
+- metrics of `certified.CERTIFICATE` belong to the certificate, not to a table;
 - metric `stage_seconds` with `row` = the stage's name is what the run itself took (`settings["reused"]`: kept).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from xmsd_jax.report.certified import Certificate, certificate_sentence, certificates, in_answers
 from xmsd_jax.report.columns import METRICS
 from xmsd_jax.report.gallery import ReportError
+from xmsd_jax.report.rows import clips_of
 from xmsd_jax.runs import Row
 
-CERTIFICATE = ("answers_compared", "divergences", "ties")
 STAGE_SECONDS = "stage_seconds"
-NOT_RUN_HERE = ("replayed", "imposed")
-"""Kinds that have no certificate: nothing was decoded."""
+FURTHER_SPEED_UPS = ("speedup_by_gamma",)
+"""Speed-ups that are drawn in sections of their own, not in the main table."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,22 +64,6 @@ class Group:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Certificate:
-    """What was compared for one row on one set of clips.
-
-    `listed`: the first differing token of each tie and divergence. `reason`: why there is no certificate, else "".
-    """
-
-    row: str
-    clips: str
-    compared: int
-    divergences: int
-    ties: int
-    reason: str
-    listed: tuple[Mapping[str, Any], ...]
-
-
-@dataclass(frozen=True, kw_only=True)
 class Stage:
     """Seconds of one stage of the run."""
 
@@ -89,33 +74,34 @@ class Stage:
 
 @dataclass(frozen=True, kw_only=True)
 class Summary:
-    """Everything that tables and pages print, in order; `rows` is results.json itself."""
+    """Everything that tables and pages print, in order; `rows` is results.json itself.
+
+    `originals` are the lines of kind "original": the study's own model, never in a table with ours.
+    """
 
     rows: tuple[Row, ...]
     groups: tuple[Group, ...]
+    originals: tuple[Group, ...]
     certificates: tuple[Certificate, ...]
     stages: tuple[Stage, ...]
 
 
 def summarise(rows: Sequence[Row]) -> Summary:
     """Put rows in order. Raises ReportError for a speed-up whose baseline is not named or was not measured."""
-    groups: dict[str, dict[Any, Line]] = {}
+    table = [row for row in rows if row.metric in METRICS or _other_speed_up(row)]
+    ordered = _grouped(row for row in table if row.kind != "original")
+    originals = _grouped(row for row in table if row.kind == "original")
+    _check_baselines((*ordered, *originals))
     for row in rows:
-        if row.metric not in METRICS and not is_speed_up(row):
-            continue
-        settings = {k: v for k, v in row.settings.items() if not isinstance(v, list | tuple | dict)}
-        key = (row.row, row.kind, tuple(sorted((k, str(v)) for k, v in settings.items())))
-        lines = groups.setdefault(_clips(row), {})
-        line = lines.setdefault(key, Line(row=row.row, kind=row.kind, settings=settings))
-        if row.metric in line.cells:
-            raise ReportError(
-                f"results.json gives {row.metric} of {row.row!r} twice with the same settings; "
-                "name in `settings` what differs between the two"
-            )
-        line.cells[row.metric] = row
-    ordered = tuple(Group(clips=clips, lines=tuple(lines.values())) for clips, lines in groups.items())
-    _check_baselines(ordered)
-    return Summary(rows=tuple(rows), groups=ordered, certificates=_certificates(rows), stages=_stages(rows))
+        if row.metric in FURTHER_SPEED_UPS and not row.baseline:
+            raise ReportError(_without_baseline(f"{row.metric} of {row.row!r}"))
+    return Summary(
+        rows=tuple(rows),
+        groups=ordered,
+        originals=originals,
+        certificates=certificates(rows),
+        stages=_stages(rows),
+    )
 
 
 def is_speed_up(row: Row) -> bool:
@@ -153,31 +139,11 @@ def findings(summary: Summary) -> list[str]:
 
     A certificate that fails comes first: nothing else counts then.
     """
-    speed = [_speed_sentence(summary.groups[0])] if summary.groups else ["This run has no figures of drafters."]
+    speed = [_speed_sentence(summary.groups[0])] if summary.groups else ["No drafter ran live in this run."]
     slower = [sentence for group in summary.groups if (sentence := _slower_sentence(group))]
     certificate = certificate_sentence(summary.certificates)
     failed = any(c.divergences for c in summary.certificates if not c.reason)
     return [certificate, *speed, *slower] if failed else [*speed, *slower, certificate]
-
-
-def certificate_sentence(certificates: Sequence[Certificate]) -> str:
-    """Say what the comparison with target-only decoding found."""
-    applying = [c for c in certificates if not c.reason]
-    compared = sum(c.compared for c in applying)
-    if not compared:
-        return "No answer was compared with target-only decoding, so this run says nothing about losslessness."
-    divergences, ties = (sum(getattr(c, name) for c in applying) for name in ("divergences", "ties"))
-    if divergences:
-        return (
-            f"The certificate FAILS: {divergences} of {_answers(compared)} differ from what the target alone answers; "
-            "speeds of this run do not count."
-        )
-    if ties:
-        return (
-            f"Losslessness certificate: of {_answers(compared)} compared, {compared - ties} equal the target's own, "
-            f"token by token, and {ties} part{'s' if ties == 1 else ''} from it at a numerical tie."
-        )
-    return f"Losslessness certificate: all {_answers(compared)} compared equal the target's own, token by token."
 
 
 def interval(row: Row, *, digits: int = 2) -> str:
@@ -193,7 +159,7 @@ def _speed_sentence(group: Group) -> str:
     if top is None:
         return "No speed-up was measured in this run."
     where = f"On {group.clips}, " if group.clips else ""
-    counted = f"; {_answers(top.n)}" if top.n else ""
+    counted = f"; {in_answers(top.n)}" if top.n else ""
     figure = f"{top.value:.2f} times as fast as {top.baseline} ({interval(top)}{counted})"
     if verdict(top).startswith("faster"):
         decode = next((line.cells.get("decode_speedup") for line in group.lines if _holds(line, top)), None)
@@ -214,12 +180,29 @@ def _holds(line: Line, cell: Row) -> bool:
     return line.cells.get(cell.metric) is cell
 
 
-def _answers(count: int | None) -> str:
-    return f"{count} answer{'' if count == 1 else 's'}"
+def _other_speed_up(row: Row) -> bool:
+    return is_speed_up(row) and row.metric not in FURTHER_SPEED_UPS
 
 
-def _clips(row: Row) -> str:
-    return str(row.settings.get("clips", ""))
+def _grouped(rows: Iterable[Row]) -> tuple[Group, ...]:
+    """Rows of one name, kind and equal scalar settings in one line, by clips. Raises ReportError for a row twice."""
+    groups: dict[str, dict[Any, Line]] = {}
+    for row in rows:
+        settings = {k: v for k, v in row.settings.items() if not isinstance(v, list | tuple | dict)}
+        key = (row.row, row.kind, tuple(sorted((k, str(v)) for k, v in settings.items())))
+        lines = groups.setdefault(clips_of(row), {})
+        line = lines.setdefault(key, Line(row=row.row, kind=row.kind, settings=settings))
+        if row.metric in line.cells:
+            raise ReportError(
+                f"results.json gives {row.metric} of {row.row!r} twice with the same settings; "
+                "name in `settings` what differs between the two"
+            )
+        line.cells[row.metric] = row
+    return tuple(Group(clips=clips, lines=tuple(lines.values())) for clips, lines in groups.items())
+
+
+def _without_baseline(what: str) -> str:
+    return f"results.json: {what} names no baseline; a speed-up is printed only beside one: set `baseline`"
 
 
 def _check_baselines(groups: Sequence[Group]) -> None:
@@ -227,44 +210,14 @@ def _check_baselines(groups: Sequence[Group]) -> None:
     for group in groups:
         names = {line.row for line in group.lines}
         for cell in (cell for line in group.lines for cell in line.cells.values() if is_speed_up(cell)):
-            what = f"results.json: {cell.metric} of {cell.row!r}" + (f" on {group.clips!r}" if group.clips else "")
+            what = f"{cell.metric} of {cell.row!r}" + (f" on {group.clips!r}" if group.clips else "")
             if not cell.baseline:
-                raise ReportError(f"{what} names no baseline; a speed-up is printed only beside one: set `baseline`")
+                raise ReportError(_without_baseline(what))
             if cell.kind == "measured" and cell.baseline not in names:
                 raise ReportError(
-                    f"{what} refers to the baseline {cell.baseline!r}, which was not measured there; "
+                    f"results.json: {what} refers to the baseline {cell.baseline!r}, which was not measured there; "
                     f"measured: {', '.join(sorted(names))}"
                 )
-
-
-def _certificates(rows: Sequence[Row]) -> tuple[Certificate, ...]:
-    """Gather the certificate's counts by (row, clips), in order of appearance."""
-    gathered: dict[tuple[str, str], list[Row]] = {}
-    for row in rows:
-        if row.metric in CERTIFICATE:
-            gathered.setdefault((row.row, _clips(row)), []).append(row)
-    return tuple(_certificate(name, clips, cells) for (name, clips), cells in gathered.items())
-
-
-def _certificate(name: str, clips: str, cells: Sequence[Row]) -> Certificate:
-    """Add up the counts of one row and collect the tokens that its settings list."""
-    counts = {metric: sum(int(c.value or 0) for c in cells if c.metric == metric) for metric in CERTIFICATE}
-    listed = [
-        {"verdict": {"ties": "tie", "divergences": "divergence"}[cell.metric], **entry}
-        for cell in cells
-        if cell.metric != "answers_compared"
-        for entry in cell.settings.get(cell.metric, ())
-    ]
-    reasons = [str(c.settings.get("reason", "")) or (c.kind if c.kind in NOT_RUN_HERE else "") for c in cells]
-    return Certificate(
-        row=name,
-        clips=clips,
-        compared=counts["answers_compared"],
-        divergences=counts["divergences"],
-        ties=counts["ties"],
-        reason=next(filter(None, reasons), ""),
-        listed=tuple(listed),
-    )
 
 
 def _stages(rows: Sequence[Row]) -> tuple[Stage, ...]:

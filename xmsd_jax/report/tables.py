@@ -38,11 +38,28 @@ def baseline_note(group: Group) -> str:
     return f"Speed-ups are against {' and '.join(group.baselines)}, on the same answers and the same machine."
 
 
+def original_title(group: Group) -> str:
+    """Say that what follows is not ours."""
+    return "The study's own model" + (f" · {group.clips}" if group.clips else "")
+
+
+def original_note(group: Group) -> str:
+    """What the study's model is, and the baseline that it assumes."""
+    note = (
+        "Arithmetic of the original study with the study's own inputs, repeated exactly. It charges no drafter "
+        "decoding, no head, and one plain step for a verification. Nothing of it was run here; it does not compare "
+        "with our tables."
+    )
+    return f"{note} Its baseline: {' and '.join(group.baselines)}." if group.baselines else note
+
+
 def markdown(summary: Summary) -> str:
     """Render finding and tables as GitHub markdown, aligned for a terminal too."""
     parts = [_md(" ".join(findings(summary)))]
     for group in summary.groups:
         parts += [f"**{_md(group_title(group))}**", _markdown_table(group), _md(baseline_note(group))]
+    for group in summary.originals:
+        parts += [f"**{_md(original_title(group))}**", _markdown_table(group), _md(original_note(group))]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 

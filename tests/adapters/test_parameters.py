@@ -1,0 +1,182 @@
+"""Sizes at the study's width, sizes at small widths, and the values that adapters start from."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from tests.adapters.small import WIDTH, every, lively, normal, streams
+from xmsd_jax.adapters.blocks import drop
+from xmsd_jax.adapters.files import named_parameters, named_shapes
+from xmsd_jax.adapters.interface import Streams
+from xmsd_jax.adapters.kinds import KINDS, make, outline, parameters
+from xmsd_jax.config import ConfigError
+
+COUNTS = {
+    "L1": 2_113_537,
+    "L2": 6_324_227,
+    "L3": 16_797_698,
+    "L4": 100_714_497,
+    "L5": 102_819_841,
+    "B1": 102_819_841,
+    "L5F": 169_936_897,
+}
+WIDE = 256  # wide enough for the spread of random starts to be measured
+ATTENTION = ["L4", "L5", "B1", "L5F"]
+
+
+@pytest.mark.parametrize("kind", COUNTS)
+def test_parameter_counts_at_4096_are_those_of_the_study(kind):
+    assert parameters(kind, 4096) == COUNTS[kind]
+
+
+def test_the_study_trained_l3_with_three_blocks():
+    assert parameters("L3", 4096, blocks=3) == 25_188_355
+
+
+def test_inner_sizes_follow_the_width():
+    assert named_shapes(outline("L1", 64))["blocks.0.down.kernel"] == (64, 64 // 16)
+    assert named_shapes(outline("L3", 64))["blocks.1.down.kernel"] == (64, 64 // 4)
+    shapes = named_shapes(outline("L5", 64))
+    assert shapes["layer.ffn_in.kernel"] == (64, 64 // 2)
+    assert shapes["pos_embed"] == (512, 64)
+    query, kept = lively("L5").layer.project(normal(1, 2, WIDTH))
+    assert query.shape == kept.key.shape == (1, 2, 8, WIDTH // 8)
+
+
+@pytest.mark.parametrize("width", [0, 8, 24, -16])
+def test_a_width_that_cannot_be_cut_is_refused(width):
+    with pytest.raises(ConfigError, match=f"multiple of 16.*got {width}"):
+        make("L1", width)
+
+
+@pytest.mark.parametrize(("kind", "blocks"), [("L1", 0), ("L4", 1), ("B1", 2)])
+def test_blocks_are_refused_where_they_mean_nothing(kind, blocks):
+    with pytest.raises(ConfigError, match=f"blocks: {kind} takes .* got {blocks}"):
+        make(kind, WIDTH, blocks=blocks)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_adapter_is_float32_parameters_and_nothing_else(kind):
+    _, params, rest = nnx.split(make(kind, WIDTH), nnx.Param, ...)
+    assert jax.tree.leaves(rest) == []
+    assert {(leaf.dtype, leaf.weak_type) for leaf in jax.tree.leaves(params)} == {(jnp.dtype("float32"), False)}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_seed_decides_the_start(kind):
+    one, same, other = (named_parameters(make(kind, WIDTH, seed=seed)) for seed in (1, 1, 2))
+    assert all(np.array_equal(one[name], same[name]) for name in one)
+    assert not all(np.array_equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize("kind", COUNTS)
+def test_alphas_start_at_a_tenth_and_norms_as_norms(kind):
+    found = named_parameters(make(kind, WIDTH))
+    alphas = [value for name, value in found.items() if name.endswith("alpha")]
+    assert len(alphas) == {"L2": 3, "L3": 2}.get(kind, 1)
+    np.testing.assert_allclose(alphas, 0.1, rtol=1e-6)
+    for name, value in found.items():
+        if "norm." in name:
+            np.testing.assert_array_equal(value, np.full(value.shape, float(name.endswith("scale"))))
+
+
+@pytest.mark.parametrize(("kind", "gain"), [("L1", 1.0), ("L2", 1.0), ("L3", 2**0.5)])
+def test_bottlenecks_start_kaiming_normal_and_zero(kind, gain):
+    found = named_parameters(make(kind, WIDE))
+    for name, value in found.items():
+        if ".down." in name:
+            assert float(value.std()) == pytest.approx(gain / WIDE**0.5, rel=0.04)
+            assert abs(value).max() > 2.5 * gain / WIDE**0.5  # not cut off: normal, not uniform
+        if ".up." in name:
+            np.testing.assert_array_equal(value, np.zeros(value.shape))
+
+
+@pytest.mark.parametrize("kind", ATTENTION)
+def test_attention_starts_as_pytorch_starts_it(kind):
+    found = named_parameters(make(kind, WIDE))
+    assert_uniform(found["layer.qkv.kernel"], (6 / (WIDE + 3 * WIDE)) ** 0.5)  # Xavier over the packed matrix
+    assert_uniform(found["layer.out.kernel"], WIDE**-0.5)
+    for name in ("layer.qkv.bias", "layer.out.bias", "output.proj.bias"):
+        np.testing.assert_array_equal(found[name], np.zeros(found[name].shape))
+    np.testing.assert_array_equal(found["output.proj.kernel"], np.eye(WIDE))
+    assert_uniform(found["layer.ffn_in.kernel"], WIDE**-0.5)
+    assert_uniform(found["layer.ffn_in.bias"], WIDE**-0.5, rel=0.15)
+    assert_uniform(found["layer.ffn_out.kernel"], (WIDE / 2) ** -0.5)
+    assert_uniform(found["layer.ffn_out.bias"], (WIDE / 2) ** -0.5, rel=0.15)
+
+
+def assert_uniform(value: jax.Array, bound: float, rel: float = 0.02) -> None:
+    assert float(abs(value).max()) <= bound * (1 + 1e-6)
+    assert float(value.std()) == pytest.approx(bound / 3**0.5, rel=rel)
+    assert abs(float(value.mean())) < 0.15 * bound
+
+
+def test_fusion_starts_xavier_and_the_gate_as_pytorchs_linear():
+    found = named_parameters(make("L5F", WIDE))
+    assert_uniform(found["fusion.kernel"], (6 / (3 * WIDE)) ** 0.5)
+    np.testing.assert_array_equal(found["fusion.bias"], np.zeros(WIDE))
+    assert_uniform(found["gate.kernel"], (2 * WIDE) ** -0.5)
+    assert_uniform(found["gate.bias"], (2 * WIDE) ** -0.5, rel=0.15)
+
+
+@pytest.mark.parametrize("kind", ["L5", "B1", "L5F"])
+def test_positions_start_with_std_a_fiftieth(kind):
+    assert float(named_parameters(make(kind, WIDE))["pos_embed"].std()) == pytest.approx(0.02, rel=0.02)
+
+
+def normed(x: jax.Array) -> jax.Array:
+    return (x - x.mean(-1, keepdims=True)) / jnp.sqrt(x.var(-1, keepdims=True) + 1e-5)
+
+
+@pytest.mark.parametrize("kind", ["L1", "L2", "L3"])
+def test_bottlenecks_start_as_a_norm_not_as_the_identity(kind):
+    given = Streams(drafter=3.0 + 2.0 * normal(1, 4, WIDTH))
+    out = make(kind, WIDTH)(given, every(1, 4))
+    np.testing.assert_allclose(out, normed(given.drafter), atol=1e-5)
+    assert float(abs(out - given.drafter).mean()) > 1
+
+
+@pytest.mark.parametrize("kind", ATTENTION)
+def test_the_output_starts_a_tenth_of_the_way_to_the_normed_layer(kind):
+    adapter, given = make(kind, WIDTH), streams()
+    if kind == "L4":
+        x, hidden, looks = given.drafter, given.drafter, jnp.ones((3, 10, 10), bool)
+    else:
+        x, hidden = adapter.stem(given)
+        x, looks = x + adapter.pos_embed[...][:10], jnp.tril(jnp.ones((3, 10, 10), bool))
+    wanted = 0.9 * hidden + 0.1 * normed(adapter.layer(x, looks, 0.0, None))
+    np.testing.assert_allclose(adapter(given, every()), wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_dropout_needs_a_rate_and_a_key(kind):
+    adapter, given, key = lively(kind), streams(), jax.random.key(1)
+    plain = adapter(given, every())
+    np.testing.assert_array_equal(plain, adapter(given, every(), dropout=0.0, key=key))
+    np.testing.assert_array_equal(plain, adapter(given, every(), dropout=0.5))
+    dropped = adapter(given, every(), dropout=0.5, key=key)
+    np.testing.assert_array_equal(dropped, adapter(given, every(), dropout=0.5, key=key))
+    assert float(abs(dropped - plain).max()) > 1e-3
+    assert float(abs(dropped - adapter(given, every(), dropout=0.5, key=jax.random.key(2))).max()) > 1e-3
+
+
+def test_dropout_keeps_the_expectation():
+    dropped = np.asarray(drop(jnp.full((300, 300), 2.0), 0.1, jax.random.key(0)))
+    assert dropped.mean() == pytest.approx(2.0, rel=0.01)
+    assert (dropped == 0).mean() == pytest.approx(0.1, rel=0.05)
+    np.testing.assert_allclose(dropped[dropped > 0], 2.0 / 0.9, rtol=1e-6)
+
+
+def test_every_block_drops_its_own_places():
+    adapter, given, key = lively("L2"), streams(), jax.random.key(3)
+    x = given.drafter
+    for block, own in zip(adapter.blocks, jax.random.split(key, 3), strict=True):
+        x = block(x, 0.5, own)
+    np.testing.assert_allclose(adapter(given, every(), dropout=0.5, key=key), adapter.final_norm(x), atol=1e-5)
+
+
+def test_more_positions_than_embeddings_are_refused():
+    with pytest.raises(ValueError, match="at most 512 positions, got 513"):
+        lively("B1")(streams(1, 513), every(1, 513))

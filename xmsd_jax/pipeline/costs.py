@@ -1,0 +1,238 @@
+"""Every part of the cost model, measured on its own, before anything is decoded live.
+
+Medians over a few prompts, warm. Target passes are timed in the middle of an answer; a drafter's call over the anchors
+of a reference answer, with the target's states at hand; the loop's own time by decoding with empty parts.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from statistics import median
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+
+from xmsd_jax.decoding.clock import SYNC
+from xmsd_jax.decoding.cost import Parts
+from xmsd_jax.decoding.live import LiveConfig, decode
+from xmsd_jax.decoding.plain import decode_plain
+from xmsd_jax.decoding.ports import Context, Draft, Drafter, Prompt, Verified
+from xmsd_jax.decoding.trace import Trace
+from xmsd_jax.pipeline.live_pair import LivePair
+from xmsd_jax.pipeline.rows import TEXT, DraftRow
+
+PROMPTS = 4
+REPEATS = 5
+STRIDE = 3
+"""Anchors of a reference answer at which a drafter is timed lie this far apart: about one iteration's tokens."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Sample:
+    """A prompt with the target's answer and its states h[0..L-1], one block."""
+
+    prompt: Prompt
+    answer: Trace
+    hidden: Any
+
+
+def measure_parts(
+    pair: LivePair, rows: Sequence[DraftRow], prompts: Sequence[Prompt], answers: Sequence[Trace]
+) -> dict[str, Parts]:
+    """Parts of every row, by row name; `answers` are the target's own to the prompts."""
+    picked = np.unique(np.linspace(0, len(prompts) - 1, min(PROMPTS, len(prompts))).astype(int))
+    samples = [_sample(pair, prompts[at], answers[at]) for at in picked]
+    target = _target_parts(pair, samples, _pass_lengths(pair, rows))
+    lane = _lane_parts(pair, samples) if any(_uses_lane(pair, row) for row in rows) else {}
+    gammas = sorted({1, pair.lengths.gamma, *(row.gamma for row in rows if row.gamma)})
+    late = dict.fromkeys(row.drafter for row in rows if row.drafter)
+    drafting = {name: _drafting(pair, name, samples, gammas) for name in late}
+    early = {name: _early(pair, name, samples) for name in dict.fromkeys(r.first for r in rows if r.first)}
+    return {
+        row.name: replace(
+            target,
+            **(lane if _uses_lane(pair, row) else {}),
+            **(drafting[row.drafter] if row.drafter else {}),
+            adapter=early[row.first] if row.first else 0.0,
+            drafter_step=lane["drafter_step"] if _steps(row) else 0.0,
+        )
+        for row in rows
+    }
+
+
+def _sample(pair: LivePair, prompt: Prompt, answer: Trace) -> Sample:
+    return Sample(prompt=prompt, answer=answer, hidden=pair.shared.prefill(prompt, list(answer.ids[:-1])).hidden)
+
+
+def _pass_lengths(pair: LivePair, rows: Sequence[DraftRow]) -> list[int]:
+    """Pass lengths M to time: enough for every draft length from 1 to the longest, and for the check of `wait`."""
+    gammas = {row.gamma or pair.lengths.gamma for row in rows}
+    longest = max(*gammas, pair.lengths.gamma) + 1
+    return sorted({2, 3, 5, longest, *(gamma + 1 for gamma in gammas), max(longest, pair.lengths.prefill_draft_len)})
+
+
+def _uses_lane(pair: LivePair, row: DraftRow) -> bool:
+    return any(getattr(drafter, "lane", None) for drafter in (pair.early_drafter(row), pair.late_drafter(row)))
+
+
+def _steps(row: DraftRow) -> bool:
+    """Whether the row walks along the drafter's own answer, token by token."""
+    return (row.drafter or "").endswith("(own)") or (row.first is not None and row.first not in TEXT)
+
+
+def _target_parts(pair: LivePair, samples: Sequence[Sample], lengths: Iterable[int]) -> Parts:
+    reads = [_read_prompt(pair, sample) for sample in samples for _ in range(REPEATS)]
+    extra = pair.lengths.prefill_draft_len
+    plain = [decode_plain(pair.verifier, s.prompt, pair.lengths.max_new_tokens) for s in samples for _ in range(2)]
+    return Parts(
+        vision=median(r[0] for r in reads),
+        prefill=median(r[1] for r in reads),
+        prefill_per_extra=max(0.0, median(r[2] - r[1] for r in reads) / extra),
+        decode_step=median(t.seconds["decode"] / (len(t.ids) - 1) for t in plain if len(t.ids) > 1),
+        verify={m: median(s for sample in samples for s in _pass(pair, sample, m)) for m in lengths},
+        host=_host(pair),
+    )
+
+
+def _read_prompt(pair: LivePair, sample: Sample) -> tuple[float, float, float]:
+    """Seconds of vision, of the prefill, and of one with a draft riding on it."""
+    pair.verifier.prefill(sample.prompt)
+    times = pair.verifier.times
+    draft = (list(sample.answer.ids) * pair.lengths.prefill_draft_len)[: pair.lengths.prefill_draft_len]
+    pair.verifier.prefill(sample.prompt, draft)
+    return times["vision"], times["prefill"], pair.verifier.times["prefill"]
+
+
+def _pass(pair: LivePair, sample: Sample, length: int) -> list[float]:
+    """Seconds of a pass over `length` tokens in the middle of the answer, the crop of rejected ones included."""
+    middle = list(sample.answer.ids[: len(sample.answer.ids) // 2])
+    ids = (list(sample.answer.ids) * length)[:length]
+    pair.shared.prefill(sample.prompt, middle)
+
+    def once() -> None:
+        pair.shared.verify(ids)
+        pair.shared.crop(length)
+
+    return _timed(once, pair.shared.synchronize)
+
+
+def _lane_parts(pair: LivePair, samples: Sequence[Sample]) -> dict[str, float]:
+    """Seconds of the drafter's vision, prefill, and a step of its own answer."""
+    spans = []
+    pair.share(False)
+    for sample in samples:
+        for _ in range(REPEATS):
+            pair.lane.begin(sample.prompt)
+            pair.lane.own(pair.lengths.prefill_draft_len)
+            spans += pair.lane.take_spans()
+    parts = ("drafter vision", "drafter prefill", "drafter step")
+    seconds = {part: [s.stop - s.start for s in spans if s.part == part] for part in parts}
+    return {part.replace(" ", "_"): median(seconds[part]) for part in parts}
+
+
+def _drafting(pair: LivePair, name: str, samples: Sequence[Sample], gammas: Sequence[int]) -> dict[str, Any]:
+    """T_draft at some draft lengths, and the lane's seconds per iteration."""
+    draft, sync = {}, 0.0
+    for gamma in gammas:
+        seconds, waited = zip(*(_proposals(pair, pair.drafter(name, gamma), gamma, s) for s in samples), strict=True)
+        draft[gamma] = median(s for part in seconds for s in part)
+        sync = median(s for part in waited for s in part)
+    return {"draft": draft, "sync": 0.0 if name.endswith("(own)") else sync}
+
+
+def _proposals(pair: LivePair, drafter: Drafter, gamma: int, sample: Sample) -> tuple[list[float], list[float]]:
+    """Seconds of each proposal along the answer, without and of the drafter model; the first one is warm-up."""
+    lane = getattr(drafter, "lane", None)
+    if lane is not None:
+        lane.begin(sample.prompt)
+        lane.take_spans()
+    given = pair.verifier.prompt_ids(sample.prompt)
+    own, waited = [], []
+    for known in range(1, len(sample.answer.ids), STRIDE):
+        ids = np.array(sample.answer.ids[:known], np.int32)
+        context = Context(prompt=sample.prompt, ids=ids, hidden=(sample.hidden[:known],), prompt_ids=given)
+        start = perf_counter()
+        drafter.propose(context, gamma)
+        whole = perf_counter() - start
+        spans = [] if lane is None else lane.take_spans()
+        waited.append(sum(s.stop - s.start for s in spans if s.part in SYNC))
+        own.append(whole - waited[-1])
+    return own[1:] or own, waited[1:] or waited
+
+
+def _early(pair: LivePair, name: str, samples: Sequence[Sample]) -> float:
+    """Seconds of a phase-1 draft without the drafter model."""
+    count = pair.lengths.prefill_draft_len
+    drafter = pair.drafter(name, count)
+    lane, seconds = getattr(drafter, "lane", None), []
+    for sample in samples:
+        given = pair.verifier.prompt_ids(sample.prompt)
+        for _ in range(REPEATS):
+            if lane is not None:
+                lane.begin(sample.prompt)
+                lane.take_spans()
+            start = perf_counter()
+            drafter.propose(Context(prompt=sample.prompt, ids=np.empty(0, np.int32), prompt_ids=given), count)
+            waited = [] if lane is None else lane.take_spans()
+            seconds.append(perf_counter() - start - sum(s.stop - s.start for s in waited))
+    return median(seconds)
+
+
+class _Nothing:
+    """A target and a drafter that do no work: what is left of an iteration is the loop itself."""
+
+    eos_ids: frozenset[int] = frozenset()
+    vocabulary = 2
+    name = "nothing"
+    times: Mapping[str, float] = {"vision": 0.0, "prefill": 0.0}
+
+    def __init__(self, gamma: int) -> None:
+        self._one = Verified(ids=np.zeros(1, np.int32))
+        self._many = Verified(ids=np.zeros(gamma + 1, np.int32))
+        self._draft = Draft(ids=np.ones(gamma, np.int32))  # always wrong: one token an iteration
+
+    def prompt_ids(self, prompt: Prompt) -> Any:
+        return np.empty(0, np.int32)
+
+    def prefill(self, prompt: Prompt, draft_ids: Any = (), *, logits: bool = False) -> Verified:
+        return self._one
+
+    def step(self, token: int, *, logits: bool = False) -> Verified:
+        return self._one
+
+    def verify(self, ids: Any, *, logits: bool = False) -> Verified:
+        return self._many
+
+    def crop(self, count: int) -> None:
+        pass
+
+    def synchronize(self) -> None:
+        pass
+
+    def propose(self, context: Context, gamma: int) -> Draft:
+        return self._draft
+
+
+def _host(pair: LivePair) -> float:
+    """Seconds of an iteration with empty parts."""
+    gamma, count = pair.lengths.gamma, pair.lengths.max_new_tokens
+    nothing: Any = _Nothing(gamma)
+    prompt: Any = None
+    config = LiveConfig(gamma=gamma, max_new_tokens=count)
+
+    def once() -> None:
+        decode(nothing, nothing, prompt, config)
+
+    return median(_timed(once, nothing.synchronize)) / (count - 1)
+
+
+def _timed(work: Callable[[], None], synchronize: Callable[[], None]) -> list[float]:
+    """Seconds of REPEATS runs after a warm one."""
+    seconds = []
+    for _ in range(REPEATS + 1):
+        synchronize()
+        start = perf_counter()
+        work()
+        synchronize()
+        seconds.append(perf_counter() - start)
+    return seconds[1:]

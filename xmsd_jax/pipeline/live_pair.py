@@ -1,0 +1,128 @@
+"""The loaded pair as a ladder needs it: verifiers, the drafter's lane, every drafter by its name, rungs."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from xmsd_jax.adapters.token_head import TokenHead
+from xmsd_jax.decoding.ladder import Rung, speculative
+from xmsd_jax.decoding.live import LiveConfig
+from xmsd_jax.decoding.plain import decode_plain
+from xmsd_jax.decoding.ports import Drafter, Prompt, Verifier
+from xmsd_jax.decoding.proposer import PrefillDrafter, RolloutDrafter
+from xmsd_jax.decoding.trace import Trace
+from xmsd_jax.pipeline.pair import PairConfig, pair_options
+from xmsd_jax.pipeline.rows import TEXT, DraftRow
+from xmsd_jax.pipeline.trained import Trained, chosen
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lengths:
+    """Sizes that drafters are compiled for."""
+
+    gamma: int
+    prefill_draft_len: int
+    max_new_tokens: int
+
+    def config(self, row: DraftRow) -> LiveConfig:
+        """How a row decodes."""
+        return LiveConfig(
+            gamma=row.gamma or self.gamma,
+            max_new_tokens=self.max_new_tokens,
+            prefill_draft_len=self.prefill_draft_len if row.first else 0,
+            prefill_mode=row.prefill_mode,
+        )
+
+
+class LivePair:
+    """Both models of a pair with everything that drafts for the target.
+
+    `verifier` computes each answer whole; `shared` keeps vision and prefill of a prompt, for comparing decoding alone
+    (`share(True)` lets the drafter's lane do the same).
+    """
+
+    def __init__(
+        self, config: PairConfig, lengths: Lengths, *, text: Mapping[str, Drafter], adapters: Mapping[str, Trained]
+    ) -> None:
+        """Load the models; drafters are made as they are asked for."""
+        from torch_bridge.drafter import TorchLane
+        from torch_bridge.exchange import share
+        from torch_bridge.pair import load_pair
+        from torch_bridge.verifier import SharedVerifier, TorchVerifier
+
+        self.target, self.drafter_model = load_pair(**pair_options(config))
+        self.verifier, self.shared = TorchVerifier(self.target), SharedVerifier(self.target)
+        self.lane = TorchLane(self.drafter_model, max_new_tokens=lengths.max_new_tokens)
+        self.lengths, self._text, self._adapters = lengths, text, adapters
+        self._head = TokenHead.of(share(self.target.lm_head.weight.detach().float()), self.target.real_vocabulary)
+        self._made: dict[tuple[str, int], Drafter] = {}
+
+    def share(self, on: bool) -> None:
+        """Let the drafter's lane keep what it read of a prompt, or not."""
+        self.lane.share = on
+
+    def drafter(self, name: str, count: int) -> Drafter:
+        """The drafter of that name, compiled for `count` ids a draft (phase 1: `prefill_draft_len`)."""
+        if name in TEXT:
+            return self._text[name]
+        if (name, count) not in self._made:
+            self._made[name, count] = self._make(chosen(self._adapters, [name])[0], count)
+        return self._made[name, count]
+
+    def _make(self, one: Trained, count: int) -> Drafter:
+        if one.early:
+            return PrefillDrafter(
+                one.adapter, self._head, name=one.name, lane=self.lane, draft_len=count, windows=self._window
+            )
+        adapter: Any = one.adapter
+        return RolloutDrafter(
+            adapter,
+            self._head,
+            name=one.name,
+            gamma=count,
+            max_new_tokens=self.lengths.max_new_tokens,
+            windows=self._window,
+            mode=one.mode,
+            lane=self.lane,
+            first_rows=self.lengths.prefill_draft_len + 1,
+        )
+
+    def _window(self, rows: int) -> Any:
+        import torch
+
+        from torch_bridge.exchange import TorchWindow
+
+        return TorchWindow(rows, self.target.width, dtype=torch.float32, device=self.target.device)
+
+    def early_drafter(self, row: DraftRow) -> Drafter | None:
+        """Who drafts in phase 1 of a row."""
+        return self.drafter(row.first, self.lengths.prefill_draft_len) if row.first else None
+
+    def late_drafter(self, row: DraftRow) -> Drafter | None:
+        """Who drafts in phase 2 of a row."""
+        return self.drafter(row.drafter, row.gamma or self.lengths.gamma) if row.drafter else None
+
+    def rung(self, row: DraftRow, verifier: Verifier | None = None) -> Rung:
+        """A row of the ladder, over `verifier` (None: the one that computes answers whole)."""
+        return speculative(
+            row.name,
+            self.verifier if verifier is None else verifier,
+            self.late_drafter(row),
+            self.lengths.config(row),
+            prefill_drafter=self.early_drafter(row),
+        )
+
+    def plain_rungs(self) -> list[Rung]:
+        """The rows that do not speculate: ours, and the library's own `generate()`."""
+        from torch_bridge.generate import generate
+
+        count = self.lengths.max_new_tokens
+
+        def library(prompt: Prompt) -> Trace:
+            ids, seconds = generate(self.target, prompt, count)
+            stop = "eos" if ids[-1] in self.verifier.eos_ids else "length"
+            return Trace(ids=ids, origins=("target",) * len(ids), stop=stop, seconds={**seconds, "first": 0.0})
+
+        eager = partial(decode_plain, self.verifier, max_new_tokens=count)
+        return [Rung(name="target eager", answer=eager), Rung(name="target generate()", answer=library)]

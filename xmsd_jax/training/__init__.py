@@ -1,0 +1,1 @@
+"""Training an adapter on stored pairs: losses, the jitted step, the loop, its checkpoints."""

@@ -1,0 +1,111 @@
+"""Losses of predicted target states, as sums over pairs that are divided last.
+
+Every loss is a weighted sum of two means, over the pairs (t, t) and the pairs (t, t + 1). Sums and counts are kept
+apart, so that padded rows and batches of different sizes weigh what their positions weigh.
+"""
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int32
+
+from xmsd_jax.adapters.token_head import TokenHead
+from xmsd_jax.config import ConfigError
+
+LossName = Literal["study", "next"]
+COSINE_WEIGHT = 0.5
+_NORM_FLOOR = 1e-8  # of each norm, as torch.nn.functional.cosine_similarity
+
+
+class Sums(NamedTuple):
+    """`tops` and `counts` float32[2]: summed loss and number of pairs, of the pairs (t, t) and (t, t + 1)."""
+
+    tops: Float[Array, "2"]
+    counts: Float[Array, "2"]
+
+
+class Truth(NamedTuple):
+    """What a prediction [b, t, d] is compared with; states and ids past the masks may be anything finite."""
+
+    target: Float[Array, "b t d"]
+    target_ids: Int32[Array, "b t"]
+    same_mask: Bool[Array, "b t"]
+    next_mask: Bool[Array, "b t"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Objective:
+    """Which loss, for a kind of which offset.
+
+    "study", offset 0: `MSE + 0.5 (1 - cos)` over pairs (t, t).
+    "study", offset 1: `0.5 (MSE + 0.5 (1 - cos))` over (t, t), plus `0.5 MSE` over (t, t + 1): one output is asked to
+        be two states.
+    "next", offset 1: `MSE + 0.5 (1 - cos) + token_weight * cross-entropy` over (t, t + 1), the token through the frozen
+        head: EAGLE's recipe (Li et al. 2024, section 3.2), which regresses the next state and weighs tokens by 0.1.
+    MSE is the sum of squares over positions times d.
+    """
+
+    name: LossName
+    offset: Literal[0, 1]
+    token_weight: float = 0.1
+
+    def __post_init__(self) -> None:
+        """Raise ConfigError for "next" with a kind that predicts no next state."""
+        if self.name == "next" and self.offset == 0:
+            raise ConfigError("loss: next is for kinds that predict the next state (L5, B1, L5F); set it to study")
+
+    @property
+    def weights(self) -> tuple[float, float]:
+        """Weights of the two means."""
+        if self.name == "next":
+            return 0.0, 1.0
+        return (0.5, 0.5) if self.offset else (1.0, 0.0)
+
+    def sums(self, predicted: Float[Array, "b t d"], truth: Truth, head: TokenHead) -> Sums:
+        """Summed loss of a batch; a pair that neither mask keeps has no part in it, nor in its gradient."""
+        same, following = jnp.zeros(()), jnp.zeros(())
+        if self.weights[0]:
+            same = state_loss(predicted, truth.target, truth.same_mask, COSINE_WEIGHT)
+        if self.weights[1]:
+            weight = COSINE_WEIGHT if self.name == "next" else 0.0
+            following = state_loss(predicted, shifted(truth.target), truth.next_mask, weight)
+        if self.name == "next":
+            tokens = token_loss(predicted, shifted(truth.target_ids), truth.next_mask, head)
+            following = following + self.token_weight * tokens
+        counts = [mask.sum(dtype=jnp.float32) for mask in (truth.same_mask, truth.next_mask)]
+        return Sums(jnp.stack([same, following]), jnp.stack(counts))
+
+    def value(self, sums: Sums) -> Float[Array, ""]:
+        """The loss of sums; a mean over no pair is 0."""
+        means = sums.tops / jnp.maximum(sums.counts, 1.0)
+        return means[0] * self.weights[0] + means[1] * self.weights[1]
+
+
+def state_loss(
+    predicted: Float[Array, "b t d"], target: Float[Array, "b t d"], mask: Bool[Array, "b t"], cosine_weight: float
+) -> Float[Array, ""]:
+    """Sum over kept positions of `|y - h|^2 / d + cosine_weight * (1 - cos(y, h))`."""
+    kept = mask[..., None]
+    own, true = jnp.where(kept, predicted, 0.0), jnp.where(kept, target, 0.0)
+    loss = jnp.square(own - true).mean(-1)
+    if cosine_weight:
+        norms = [jnp.sqrt(jnp.maximum(jnp.square(x).sum(-1), _NORM_FLOOR**2)) for x in (own, true)]
+        loss = loss + cosine_weight * (1.0 - (own * true).sum(-1) / (norms[0] * norms[1]))
+    return jnp.where(mask, loss, 0.0).sum()
+
+
+def token_loss(
+    predicted: Float[Array, "b t d"], ids: Int32[Array, "b t"], mask: Bool[Array, "b t"], head: TokenHead
+) -> Float[Array, ""]:
+    """Sum over kept positions of the cross-entropy of `ids` under the head; an id that is not real counts 0."""
+    kept = mask & (ids >= 0) & (ids < head.vocabulary)
+    logits = head.logits(jnp.where(kept[..., None], predicted, 0.0))
+    right = jnp.take_along_axis(logits, jnp.where(kept, ids, 0)[..., None], axis=-1)[..., 0]
+    return jnp.where(kept, jax.nn.logsumexp(logits, axis=-1) - right, 0.0).sum()
+
+
+def shifted(x: Array) -> Array:
+    """At each position what is at the next one, [b, t, ...]; the last position gets the first one's, and no mask."""
+    return jnp.roll(x, -1, axis=1)
