@@ -16,6 +16,7 @@ from xmsd_jax.training.loop import accepted_tokens, epoch_order, train
 from xmsd_jax.training.losses import Objective
 
 WIDTH = 64
+pytestmark = pytest.mark.usefixtures("quick_compile")
 TRAIN, HELD_OUT = made_up.pairs(), made_up.pairs(8, seed=1, prefix="validation")
 
 

@@ -44,6 +44,7 @@ def measure_parts(
     samples = [_sample(pair, prompts[at], answers[at]) for at in picked]
     target = _target_parts(pair, samples, _pass_lengths(pair, rows))
     lane = _lane_parts(pair, samples) if any(_uses_lane(pair, row) for row in rows) else {}
+    step = lane.pop("drafter_step", 0.0)
     gammas = sorted({1, pair.lengths.gamma, *(row.gamma for row in rows if row.gamma)})
     late = dict.fromkeys(row.drafter for row in rows if row.drafter)
     drafting = {name: _drafting(pair, name, samples, gammas) for name in late}
@@ -54,7 +55,7 @@ def measure_parts(
             **(lane if _uses_lane(pair, row) else {}),
             **(drafting[row.drafter] if row.drafter else {}),
             adapter=early[row.first] if row.first else 0.0,
-            drafter_step=lane["drafter_step"] if _steps(row) else 0.0,
+            drafter_step=step if _steps(row) else 0.0,
         )
         for row in rows
     }

@@ -100,7 +100,10 @@ def _check_readable(folder: Path) -> None:
 
     Orbax reads all arrays at once: after the first error the others print tracebacks from their threads.
     """
-    for file in (folder / "_METADATA", *folder.glob("array_metadatas/*")):
+    described = folder / "array_metadatas"
+    if described.exists() and not any(described.iterdir()):
+        raise FileNotFoundError(f"{described} is empty")
+    for file in (folder / "_METADATA", *described.glob("*")):
         json.loads(file.read_bytes())
     database = tensorstore.KvStore.open({"driver": "ocdbt", "base": f"file://{folder}/"}).result()
     for name in database.list().result():
