@@ -39,7 +39,9 @@ WITHOUT = {
     "xmsd_jax.pipeline": ("torch", "transformers"),
     "torch_bridge": ("jax", "flax"),
 }
-NEEDS_TORCH = {f"xmsd_jax.pipeline.{stage}" for stage in ("pair", "extract", "benchmark", "demo", "ask", "convert")}
+NEEDS_TORCH = {
+    f"xmsd_jax.pipeline.{stage}" for stage in ("pair", "live_pair", "extract", "benchmark", "demo", "ask", "convert")
+}
 READS_COMMAND_LINE = {"xmsd_jax.cli", "torch_bridge.tiny.train", "xmsd_jax.provenance"}
 READS_PICKLE = {"xmsd_jax.data.npy"}
 LONGER_THAN_300_LINES: set[str] = set()  # none so far; name one only with a reason

@@ -18,12 +18,16 @@ from xmsd_jax.typed import UserError
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StageEntry:
-    """A stage of the table: `xmsd_jax.pipeline.<name>` has the dataclass `config` and `run(config, run_dir, fresh)`."""
+    """A stage of the table: `xmsd_jax.pipeline.<name>` has the dataclass `config` and `run(config, run_dir, fresh)`.
+
+    `variant`: (field, module, dataclass): a config that holds this field belongs to that module instead.
+    """
 
     name: str
     config: str
     purpose: str
     default: str | None = None
+    variant: tuple[str, str, str] | None = None
 
 
 STAGES = {
@@ -32,11 +36,26 @@ STAGES = {
         StageEntry(
             name="demo",
             config="DemoConfig",
-            purpose="the whole road on the small world: clips, states, live decoding, report",
+            purpose="the whole road on the small world: clips, states, adapters, live decoding, report",
             default="demo/small.yaml",
         ),
         StageEntry(name="clips", config="ClipsConfig", purpose="make or convert clips: events, video, questions"),
         StageEntry(name="extract", config="ExtractConfig", purpose="paired hidden states and ids of both models"),
+        StageEntry(name="train", config="TrainConfig", purpose="one adapter on stored states, in JAX"),
+        StageEntry(
+            name="evaluate",
+            config="EvaluateConfig",
+            purpose="adapters and control rows on held-out answers: states, tokens, walks",
+            variant=("fit_part", "answers", "AnswersConfig"),
+        ),
+        StageEntry(
+            name="proxy", config="ProxyConfig", purpose="predicted speed-up over the draft length, from measured parts"
+        ),
+        StageEntry(
+            name="study",
+            config="StudyConfig",
+            purpose="all adapters on one store: train, judge, predict, decode, report",
+        ),
         StageEntry(name="benchmark", config="BenchmarkConfig", purpose="live speculative decoding, wall clock"),
         StageEntry(name="report", config="ReportConfig", purpose="results and traces -> one HTML page, markdown, CSV"),
     )
@@ -71,6 +90,8 @@ def _main(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(_overview())
         return 0 if arguments else 2
+    if arguments[0] == "adapters":
+        return _adapters(arguments[1:])
     if arguments[0] == "--version":
         print(f"xmsd {__version__}")
         return 0
@@ -139,6 +160,8 @@ def _run(command: Command) -> int:
 
     path = configs.find(command.config or "", command.stage.name)
     module, config_class = stage_module(command.stage)
+    if command.stage.variant is not None and command.stage.variant[0] in configs.fields_of(path):
+        module, config_class = stage_module(command.stage, variant=True)
     config = configs.load(config_class, path, command.overrides)
     run_dir = command.run_dir or default_run_dir(command.stage, path)
     try:
@@ -148,10 +171,29 @@ def _run(command: Command) -> int:
     return 0
 
 
-def stage_module(stage: StageEntry) -> tuple[Any, type]:
-    """The module of a stage and its config class."""
-    module = importlib.import_module(f"xmsd_jax.pipeline.{stage.name}")
-    return module, getattr(module, stage.config)
+def stage_module(stage: StageEntry, *, variant: bool = False) -> tuple[Any, type]:
+    """The module of a stage and its config class, or those of its variant."""
+    _, name, config = stage.variant if variant and stage.variant else ("", stage.name, stage.config)
+    module = importlib.import_module(f"xmsd_jax.pipeline.{name}")
+    return module, getattr(module, config)
+
+
+def _adapters(arguments: Sequence[str]) -> int:
+    """`xmsd adapters [--width 4096] [--json]`: the table of adapters."""
+    rest = [argument for argument in arguments if argument != "--json"]
+    positional, options, flags = _split(rest)
+    if flags & {"help"}:
+        print(
+            "usage: xmsd adapters [--width 4096] [--json]\n\nkind, parameters, inputs, causal, offset of each adapter"
+        )
+        return 0
+    width = options.pop("width", "4096")
+    if positional or options or flags or not width.isdecimal():
+        raise UserError(f"command line: adapters: takes --width N and --json, got {' '.join(arguments)}")
+    from xmsd_jax.pipeline.adapters import listing
+
+    print(listing(int(width), "--json" in arguments))
+    return 0
 
 
 def default_run_dir(stage: StageEntry, config: Path) -> Path:
@@ -172,6 +214,9 @@ def _overview() -> str:
 stages:
 {stages}
 
+other:
+  adapters   the architectures: parameters, inputs, causal, offset [--width 4096] [--json]
+
 CONFIG is a YAML file or the name of a packaged one (demo/small.yaml); `xmsd STAGE --help` lists its fields.
 --section.field value   override a field of CONFIG
 --run-dir DIR           where the run is written (default: runs/STAGE, or runs/STAGE/CONFIG)
@@ -184,6 +229,9 @@ def _stage_help(stage: StageEntry) -> str:
 
     config = f"[CONFIG={stage.default}]" if stage.default else "CONFIG"
     fields = "\n".join(describe(stage_module(stage)[1]))
+    if stage.variant is not None:
+        variant = "\n".join(describe(stage_module(stage, variant=True)[1]))
+        fields += f"\n\nor, in a config with {stage.variant[0]} ({stage.name}/{stage.variant[1]}.yaml):\n{variant}"
     usage = f"usage: xmsd {stage.name} {config} [--section.field value ...] [--run-dir DIR] [--fresh]"
     return f"{usage}\n\n{stage.purpose}\n{fields}"
 

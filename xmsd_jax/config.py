@@ -15,7 +15,7 @@ import yaml
 
 from xmsd_jax.typed import ConfigError, Override, Place, UserError, convert, shown, spelled_number
 
-__all__ = ["ConfigError", "UserError", "dump", "find", "load", "to_yaml"]
+__all__ = ["ConfigError", "UserError", "dump", "fields_of", "find", "load", "to_yaml"]
 T = TypeVar("T")
 
 
@@ -39,6 +39,11 @@ def load(
     for path, text in _pairs(overrides):
         raw = _with_override(raw, path.split("."), _override(text), Place("command line"))
     return convert(cls, raw, place)
+
+
+def fields_of(source: Path) -> set[str]:
+    """The top-level fields that a YAML file gives. Raises ConfigError for one that cannot be read."""
+    return set(_read(source))
 
 
 def dump(config: Any) -> dict[str, Any]:

@@ -106,5 +106,8 @@ def _check_readable(folder: Path) -> None:
     for file in (folder / "_METADATA", *described.glob("*")):
         json.loads(file.read_bytes())
     database = tensorstore.KvStore.open({"driver": "ocdbt", "base": f"file://{folder}/"}).result()
-    for name in database.list().result():
+    names = database.list().result()
+    if not names:
+        raise FileNotFoundError(f"{folder} holds no arrays")
+    for name in names:
         database.read(name).result()
