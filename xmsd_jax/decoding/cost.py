@@ -14,7 +14,7 @@ draft less live. Nothing is extrapolated: a pass or draft length outside what wa
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -215,8 +215,10 @@ def best_gamma(
     speedups = {}
     for gamma in range(anchors.gamma + 1):
         passes = anchors.walk(gamma).iterations if gamma else np.zeros_like(anchors.target_len)
+        idle_lane = gamma == 0 and prefill_mode == "none"  # then nobody drafts, and the drafter model is not run
+        own = replace(parts, drafter_vision=0.0, drafter_prefill=0.0) if idle_lane else parts
         seconds = predict(
-            parts, target_len=anchors.target_len, iterations=passes, n_free=anchors.free, gamma=gamma,
+            own, target_len=anchors.target_len, iterations=passes, n_free=anchors.free, gamma=gamma,
             prefill_mode=prefill_mode, prefill_draft_len=prefill_draft_len, first_pass=first_pass,
             idle=anchors.idle(gamma) if gamma else None, lane_steps=None if lane_steps is None else lane_steps(gamma),
         )  # fmt: skip
