@@ -7,6 +7,7 @@ import pytest
 from xmsd_jax import config
 from xmsd_jax.config import ConfigError
 from xmsd_jax.decoding.proxy import TwoPhase, TwoPhaseRow
+from xmsd_jax.pipeline.proxy import ProxyConfig
 
 CONFIG = Path(__file__).parents[2] / "configs" / "original" / "two_phase.yaml"
 PRINTED = {"L1+L5F": 1.54, "L2+L5F": 1.56, "L3+L5F": 1.56, "L4+L5F": 1.55, "L5F-only": 1.45, "B1-only": 1.31}
@@ -15,7 +16,9 @@ PRINTED_ALPHA = {name: 0.51 if name == "B1-only" else 0.73 for name in PRINTED}
 
 @pytest.fixture
 def study() -> TwoPhase:
-    return config.load(TwoPhase, CONFIG)
+    found = config.load(ProxyConfig, CONFIG).original
+    assert found is not None
+    return found
 
 
 def test_the_six_rows_of_the_study_come_out_to_two_decimals(study):

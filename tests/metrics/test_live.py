@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from xmsd_jax.metrics.live import Times, live_metrics
+from xmsd_jax.metrics.live import Times, count_metrics, time_metrics
 
 SECONDS = [
     {"vision": 0.1, "prefill": 0.2, "first": 0.0, "decode": 0.7, "draft": 0.1, "verify": 0.6},
@@ -12,16 +12,13 @@ SECONDS = [
 PLAIN = [{"vision": 0.1, "prefill": 0.2, "decode": 1.2}, {"vision": 0.1, "prefill": 0.2, "decode": 2.2}]
 
 
-def figures(**more):
-    given = {
-        "tokens": [20, 30],
-        "iterations": [5, 10],
-        "emitted": [19, 26],
-        "times": Times.of(SECONDS),
-        "sequences": ["a", "b"],
-        **more,
-    }
-    return live_metrics(**given)
+def counts(**more):
+    given = {"tokens": [20, 30], "iterations": [5, 10], "emitted": [19, 26], "sequences": ["a", "b"], **more}
+    return count_metrics(**given)
+
+
+def timed(**more):
+    return time_metrics(Times.of(SECONDS), sequences=["a", "b"], **more)
 
 
 def test_the_check_of_prefill_drafts_counts_as_decoding():
@@ -31,27 +28,32 @@ def test_the_check_of_prefill_drafts_counts_as_decoding():
 
 
 def test_tau_is_a_ratio_of_sums():
-    found = figures()
+    found = counts()
     assert found["tau"].value == pytest.approx(45 / 15)
     assert found["iterations"].value == 7.5
     assert found["tokens"].value == 25
+
+
+def test_times_are_means_per_answer_in_milliseconds():
+    found = timed()
     assert found["decode_ms"].value == pytest.approx(700)
+    assert found["vision_ms"].value == pytest.approx(100)
     assert found["vision_ms"].n == 2
 
 
 def test_a_speed_up_appears_with_a_baseline_only():
-    assert not {"speedup", "decode_speedup"} & set(figures())
-    found = figures(baseline=Times.of(PLAIN))
+    assert not {"speedup", "decode_speedup"} & set(timed())
+    found = timed(baseline=Times.of(PLAIN))
     assert found["speedup"].value == pytest.approx((1.5 + 2.5) / 2.0)
     assert found["decode_speedup"].value == pytest.approx((1.2 + 2.2) / 1.4)
 
 
 def test_figures_that_do_not_apply_are_absent_not_zero():
-    assert "n_free" not in figures()
-    assert figures(n_free=[0, 3])["n_free"].value == 1.5
-    assert not {"tau", "iterations"} & set(figures(iterations=None, emitted=None))
+    assert "n_free" not in counts()
+    assert counts(n_free=[0, 3])["n_free"].value == 1.5
+    assert not {"tau", "iterations"} & set(counts(iterations=None, emitted=None))
 
 
 def test_iterations_without_their_tokens_are_refused():
     with pytest.raises(ValueError, match="go together"):
-        figures(emitted=None)
+        counts(emitted=None)

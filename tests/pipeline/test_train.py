@@ -13,7 +13,7 @@ from xmsd_jax.config import ConfigError, load, packaged_configs
 from xmsd_jax.data import store_layout
 from xmsd_jax.data.store import Store, StoreError
 from xmsd_jax.pipeline import train
-from xmsd_jax.pipeline.train import TrainConfig, store_fingerprint
+from xmsd_jax.pipeline.train import TrainConfig
 from xmsd_jax.runs import Run
 from xmsd_jax.training.recipe import Recipe
 
@@ -39,7 +39,7 @@ def test_the_export_says_what_it_is_and_what_it_learned_from(config, tmp_path, c
     passport, manifest = load_adapter(folder).passport, Store.open(config.store).manifest
     assert (passport.kind, passport.width, passport.pairing) == (kind, WIDTH, pairing)
     assert passport.blocks == (3 if kind == "L2" else None)
-    assert passport.store == store_fingerprint(manifest)
+    assert passport.store == manifest.fingerprint
     check_fits(load_adapter(folder), {"head_fingerprint": manifest.head_fingerprint}, where="its store")
 
     history = json.loads((folder.parent / "history.json").read_text())

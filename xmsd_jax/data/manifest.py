@@ -1,6 +1,7 @@
 """What a store says about itself, and the comparison that keeps states of different runs from being mixed."""
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -54,6 +55,11 @@ class Manifest:
         if self.dtype not in ("float32", "bfloat16"):
             raise StoreError(f"manifest: dtype must be float32 or bfloat16; received {self.dtype!r}")
         object.__setattr__(self, "questions", tuple(self.questions))
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 of the whole content, 64 hex digits: which store an adapter or an evaluation was made from."""
+        return hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()
 
     def to_json(self) -> dict[str, Any]:
         """Return the manifest as JSON values, with the format's name and version."""

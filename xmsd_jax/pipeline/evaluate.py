@@ -27,7 +27,7 @@ from xmsd_jax.metrics.tokens import token_metrics
 from xmsd_jax.pipeline.answers import text_prompt
 from xmsd_jax.pipeline.curves import share_row
 from xmsd_jax.pipeline.fitted import fit_drafters
-from xmsd_jax.pipeline.judged import Judged, store_fingerprint, write_index, write_judged
+from xmsd_jax.pipeline.judged import Judged, write_index, write_judged
 from xmsd_jax.pipeline.trained import Trained, load_trained, passports, token_head
 from xmsd_jax.runs import Row, Run, progress, provenance, read_results, stage_key, write_results
 
@@ -81,7 +81,7 @@ def evaluate(config: EvaluateConfig, run: Run, fresh: bool = False) -> list[Row]
     key = stage_key(
         replace(config, store=Path(), adapters=None),
         __version__,
-        *(store_fingerprint(store.manifest) for store in (training, *stores.values())),
+        *(store.manifest.fingerprint for store in (training, *stores.values())),
         *passports(config.adapters),
     )
     with run.stage(STAGE, key, fresh) as stage:

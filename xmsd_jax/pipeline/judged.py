@@ -5,7 +5,6 @@ EVALUATION/<split>/<drafter>.npz           anchors of phase 2 (`xmsd_jax.metrics
 EVALUATION/<split>/<drafter>.free.npz      free prefixes of phase 1 (`xmsd_jax.decoding.text_anchors.FreePrefix`)
 """
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -28,11 +27,6 @@ class Judged:
     prefix: FreePrefix | None = None
 
 
-def store_fingerprint(manifest: Manifest) -> str:
-    """sha256 of a manifest, 16 hex digits."""
-    return hashlib.sha256(json.dumps(manifest.to_json(), sort_keys=True).encode()).hexdigest()[:16]
-
-
 def write_judged(root: Path, split: str, judged: Mapping[str, Judged]) -> None:
     """Write the files of one split."""
     for name, one in judged.items():
@@ -45,7 +39,7 @@ def write_judged(root: Path, split: str, judged: Mapping[str, Judged]) -> None:
 
 def write_index(root: Path, stores: Mapping[str, Manifest], names: list[str]) -> None:
     """Write the index, last: a folder that has one is whole."""
-    write_json(root / INDEX, {"names": names, "stores": {s: store_fingerprint(m) for s, m in stores.items()}})
+    write_json(root / INDEX, {"names": names, "stores": {s: m.fingerprint for s, m in stores.items()}})
 
 
 def read_judged(root: Path, split: str, manifest: Manifest) -> dict[str, Judged]:
@@ -59,7 +53,7 @@ def read_judged(root: Path, split: str, manifest: Manifest) -> dict[str, Judged]
         found = index["stores"].get(split)
     except (OSError, ValueError, KeyError, AttributeError) as error:
         raise UserError(f"{root / INDEX}: cannot be read ({error}); run `xmsd evaluate` first") from None
-    if found != store_fingerprint(manifest):
+    if found != manifest.fingerprint:
         what = f"no evaluation of split {split}" if found is None else f"the evaluation of another store as {split}"
         raise UserError(f"{root}: holds {what}; evaluate this store's split again")
     return {name: _read(root / split / folder_name(name)) for name in index["names"]}

@@ -1,6 +1,5 @@
 """Stage `train`: one adapter from one store, exported with its passport, its curves beside it."""
 
-import hashlib
 import json
 import shutil
 from dataclasses import asdict, dataclass, field, replace
@@ -17,7 +16,6 @@ from xmsd_jax.adapters.rollout import Mode
 from xmsd_jax.adapters.token_head import TokenHead
 from xmsd_jax.config import ConfigError, UserError, dump
 from xmsd_jax.data.batches import Pairs, read_pairs, split_by_sequence
-from xmsd_jax.data.manifest import Manifest
 from xmsd_jax.data.store import Store
 from xmsd_jax.pipeline.rows import drafter_name
 from xmsd_jax.runs import Run, provenance, stage_key, write_text
@@ -113,11 +111,6 @@ def train_adapter(config: TrainConfig, run: Run, *, name: str = STAGE, fresh: bo
     return stage.path / ADAPTER
 
 
-def store_fingerprint(manifest: Manifest) -> str:
-    """sha256 of a manifest's content: what an adapter's passport says of the store it learned from."""
-    return hashlib.sha256(json.dumps(manifest.to_json(), sort_keys=True).encode()).hexdigest()
-
-
 def read_training_pairs(config: TrainConfig, store: Store, held_out: Store | None) -> tuple[Pairs, Pairs]:
     """Pairs to learn from and to validate on, in the store's dtype, of sequences that do not overlap."""
     inputs = kind_of(config.kind).facts.inputs
@@ -176,7 +169,7 @@ def _export(config: TrainConfig, store: Store, trained: Trained, folder: Path) -
         vocabulary=manifest.vocabulary["real"],
         head_fingerprint=manifest.head_fingerprint,
         revisions=dict(manifest.revisions),
-        store=store_fingerprint(manifest),
+        store=manifest.fingerprint,
         training={**choice, "recipe": dump(config.recipe), "software": provenance()["versions"]},
     )
     save_adapter(folder / ADAPTER, trained.adapter, passport)
@@ -190,7 +183,7 @@ def _validation_store(path: Path, training: Store) -> Store:
 def _key(config: TrainConfig, store: Store, held_out: Store | None) -> str:
     """What the adapter depends on: the stores' content, not where they lie."""
     placed = replace(config, store=Path(), validation=None if config.validation is None else Path())
-    prints = [store_fingerprint(opened.manifest) for opened in (store, held_out) if opened is not None]
+    prints = [opened.manifest.fingerprint for opened in (store, held_out) if opened is not None]
     return stage_key(placed, __version__, *prints)
 
 

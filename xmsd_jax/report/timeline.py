@@ -127,11 +127,17 @@ def _rows(summary: Summary, known: Mapping[str, Sequence[Drawn]]) -> list[str]:
     speed = {line.row: line.value("speedup") or 0.0 for line in group.lines if line.kind == "measured"}
     ranked = sorted((r for r in order if r not in group.baselines), key=lambda r: -speed.get(r, 0.0))
     two = [row for row in ranked if any(_two_phases(d.trace) for d in known[row])]
-    two.sort(key=lambda row: (row in ranked[:1], "+" not in row))  # a row of two drafters shows most
+    # a row of two drafters shows most, and one that the drafter model works for
+    two.sort(key=lambda row: (row in ranked[:1], "+" not in row, not _runs_drafter(known[row][0])))
     base = [row for row in order if row in group.baselines]
     wanted = {*ranked[:1], *base[:1], *two[:1]}
     wanted |= set([row for row in order if row not in wanted][: MOST - len(wanted)])
     return [row for row in order if row in wanted]
+
+
+def _runs_drafter(drawn: Drawn) -> bool:
+    """Whether the drafter model itself was run, and not only what drafts from its states."""
+    return any(span.part.startswith("drafter") for span in drawn.spans)
 
 
 def _two_phases(trace: StoredTrace) -> bool:
