@@ -1,6 +1,7 @@
 """Command line: fast help, one clear line for bad input, exit codes that scripts can trust."""
 
 import dataclasses
+import json
 import os
 import subprocess
 import sys
@@ -186,6 +187,64 @@ def test_every_stage_of_the_table_exists_and_describes_its_config(name, capsys):
     assert all(f"--{field.name} " in shown for field in dataclasses.fields(config_class))
 
 
+@pytest.mark.parametrize(
+    ("text", "chosen"),
+    [("fit_part: first half\n", "AnswersConfig"), ("store: somewhere\n", "EvaluateConfig")],
+)
+def test_a_config_with_the_field_of_a_variant_goes_to_its_stage(monkeypatch, tmp_path, text, chosen):
+    calls = []
+    for variant in (False, True):
+        module, config_class = cli.stage_module(cli.STAGES["evaluate"], variant=variant)
+        monkeypatch.setattr(module, "run", lambda c, d, fresh, at=config_class: calls.append((type(c), at, d.name)))
+    (tmp_path / "judge.yaml").write_text(text)
+    assert cli.main(["evaluate", str(tmp_path / "judge.yaml")]) == 0
+    ((given, called, folder),) = calls
+    assert (given.__name__, given, folder) == (chosen, called, "judge")
+
+
+def test_a_variant_refuses_the_fields_of_the_other_one(tmp_path, capsys):
+    (tmp_path / "judge.yaml").write_text("fit_part: all\nstore: somewhere\n")
+    assert cli.main(["evaluate", str(tmp_path / "judge.yaml")]) == 2
+    assert "store: unknown key" in capsys.readouterr().err
+
+
+def test_help_shows_the_fields_of_a_variant_too(capsys):
+    assert cli.main(["evaluate", "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert "or, in a config with fit_part" in shown
+    for field in dataclasses.fields(cli.stage_module(cli.STAGES["evaluate"], variant=True)[1]):
+        assert f"--{field.name} " in shown
+
+
+def test_help_of_stages_names_the_fields_of_their_sections(capsys):
+    for name, fields in {
+        "study": ("--adapters <", "--live.gamma <", "--live.timed <", "--validation <"),
+        "proxy": ("--original <", "--costs <", "--evaluation <"),
+        "benchmark": ("--training <", "--live.prefill_draft_len <"),
+    }.items():
+        assert cli.main([name, "--help"]) == 0
+        shown = capsys.readouterr().out
+        assert [field for field in fields if field not in shown] == []
+
+
+def test_adapters_are_listed_as_json_and_as_a_table(capsys):
+    assert cli.main(["adapters", "--json", "--width", "64"]) == 0
+    listed = json.loads(capsys.readouterr().out)
+    assert listed["width"] == 64
+    assert [one["kind"] for one in listed["adapters"]][:2] == ["L1", "L2"]
+    assert {one["kind"]: one["offset"] for one in listed["adapters"]}["B1"] == 1
+    assert cli.main(["adapters"]) == 0
+    assert "B1" in capsys.readouterr().out
+    assert cli.main(["adapters", "--help"]) == 0
+    assert capsys.readouterr().out.startswith("usage: xmsd adapters")
+
+
+@pytest.mark.parametrize("arguments", [["L1"], ["--width", "wide"], ["--fresh"], ["--depth", "3"]])
+def test_adapters_take_a_width_and_nothing_else(capsys, arguments):
+    assert cli.main(["adapters", *arguments]) == 2
+    assert capsys.readouterr().err.startswith("xmsd: error: command line: adapters: takes --width N and --json")
+
+
 def packaged() -> list[tuple[str, Path]]:
     root = config.packaged_configs()
     return [(name, path) for name in cli.STAGES for path in sorted(root.glob(f"{name}/*.yaml"))]
@@ -193,7 +252,9 @@ def packaged() -> list[tuple[str, Path]]:
 
 @pytest.mark.parametrize(("name", "path"), packaged(), ids=lambda value: getattr(value, "stem", value))
 def test_every_packaged_config_loads_and_reloads_equal(name, path):
-    _, config_class = cli.stage_module(cli.STAGES[name])
+    stage = cli.STAGES[name]
+    variant = stage.variant is not None and stage.variant[0] in config.fields_of(path)
+    _, config_class = cli.stage_module(stage, variant=variant)
     loaded = config.load(config_class, path)
     assert config.load(config_class, config.dump(loaded)) == loaded
 

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import shutil
 
+import numpy as np
 import pytest
 
 from xmsd_jax import config as configs
@@ -14,11 +15,12 @@ from xmsd_jax.data.world import WorldConfig, world_clips
 from xmsd_jax.decoding.ladder import Rung
 from xmsd_jax.decoding.ports import Prompt
 from xmsd_jax.decoding.trace import Trace
-from xmsd_jax.pipeline import benchmark, demo
+from xmsd_jax.pipeline import benchmark, demo, evaluate, ladder_run, train
 from xmsd_jax.pipeline.benchmark import BenchmarkConfig, ClipSet, LiveSettings, prompts_of
 from xmsd_jax.pipeline.demo import DemoConfig
-from xmsd_jax.pipeline.figures import Measured, check
+from xmsd_jax.pipeline.figures import check
 from xmsd_jax.pipeline.gallery import write_pages
+from xmsd_jax.pipeline.ladder_run import Climbed, ClipAnswers
 from xmsd_jax.report.gallery import read_gallery
 from xmsd_jax.runs import Row, RunFailed, read_results
 
@@ -26,7 +28,6 @@ PARTS = ("vision", "prefill", "first", "decode")
 SMALL = {
     "clips": {"world": {"sequences": {"train": 1, "validation": 0, "test": 2}, "clips_per_sequence": 1}},
     "pair": {"threads": 1},
-    "states": ["train"],
     "shard_rows": 10,
     "max_new_tokens": 24,
     "live": {
@@ -34,9 +35,36 @@ SMALL = {
         "rows": [
             {"drafter": "prompt-lookup"},
             {"drafter": "template", "prefill_mode": "ride"},
-            {"drafter": "n-gram", "prefill_mode": "wait"},
+            {"drafter": "n-gram", "prefill_mode": "wait", "gamma": 10},
         ],
         "repeats": 1,
+    },
+}
+
+
+RECIPE = {"epochs": 1, "cosine_epochs": 1, "batch": 8, "gamma": 2, "prefill_draft_len": 6}
+ADAPTERS = ("B1", "L1", "L5F (synced)")
+DRAFTING = ("n-gram", "B1", "L1", "L1+B1", "template+L5F (synced)")
+STUDIED = {
+    **SMALL,
+    "clips": {"world": {"sequences": {"train": 1, "validation": 1, "test": 2}, "clips_per_sequence": 1}},
+    "adapters": [
+        {"kind": "B1", "recipe": RECIPE},
+        {"kind": "L1", "recipe": RECIPE},
+        {"kind": "L5F", "pairing": "synced", "recipe": RECIPE},
+    ],
+    "live": {
+        **SMALL["live"],
+        "rows": [
+            {"drafter": "n-gram"},
+            {"drafter": "B1"},
+            {"prefill": "L1", "prefill_mode": "ride"},
+            {"prefill": "L1", "drafter": "B1", "prefill_mode": "wait"},
+            {"prefill": "template", "drafter": "L5F (synced)", "prefill_mode": "ride"},
+        ],
+        "gamma": 2,
+        "prefill_draft_len": 6,
+        "timed": 2,
     },
 }
 
@@ -53,6 +81,21 @@ def ran(tmp_path_factory):
     run_dir = tmp_path_factory.mktemp("demo") / "run"
     page = demo.run(configs.load(DemoConfig, SMALL), run_dir)
     return run_dir, page
+
+
+@pytest.fixture(scope="module")
+def studied(tmp_path_factory):
+    """Run folder of a demo with adapters, and the predictions that lay on disk when live decoding began."""
+    run_dir, found = tmp_path_factory.mktemp("demo") / "run", []
+
+    def climb_set(*args, **more):
+        found.append(read_results(run_dir / "live" / "predicted")[0])
+        return ladder_run.climb_set(*args, **more)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(benchmark, "climb_set", climb_set)
+        demo.run(configs.load(DemoConfig, STUDIED), run_dir)
+    return run_dir, found
 
 
 def test_the_demo_leaves_page_results_traces_and_gallery(ran):
@@ -83,16 +126,84 @@ def test_every_answer_of_every_row_was_certified_and_walked(ran):
     assert {(r.row, r.value) for r in rows if r.metric == "answers_compared"} == {(row, 3) for row in drafting}
     assert {r.value for r in rows if r.metric in ("divergences", "ties", "walk_differs")} == {0}
     assert {(r.row, r.n) for r in rows if r.metric == "walk_differs"} == {(row, 3) for row in drafting}
+    assert {r.row: r.settings["gamma"] for r in rows if r.metric == "tau"} == {
+        "prompt-lookup": 8, "template (ride)": 8, "n-gram (wait)": 10,
+    }  # fmt: skip
 
 
 def test_a_second_run_does_no_work_and_fresh_does_it_again(ran, monkeypatch, capsys):
     monkeypatch.setattr(benchmark, "_measure", lambda *a: pytest.fail("measured again"))
     demo.run(configs.load(DemoConfig, SMALL), ran[0])
-    assert capsys.readouterr().out.count("reused from") == 3
+    assert capsys.readouterr().out.count("reused from") == 4
     rows, _ = read_results(ran[0])
-    assert [r.settings["reused"] for r in rows if r.metric == "stage_seconds"] == [True] * 3
+    assert [r.settings["reused"] for r in rows if r.metric == "stage_seconds"] == [True] * 4
     with pytest.raises(pytest.fail.Exception, match="measured again"):
         demo.run(configs.load(DemoConfig, SMALL), ran[0], fresh=True)
+
+
+@pytest.mark.slow
+def test_every_answer_of_every_adapter_row_was_certified_and_took_its_offline_walk(studied):
+    rows, _ = read_results(studied[0])
+    assert {(r.row, r.value) for r in rows if r.metric == "answers_compared"} == {(row, 3) for row in DRAFTING}
+    assert {r.value for r in rows if r.metric in ("divergences", "ties", "walk_differs")} == {0}
+    assert {(r.row, r.n) for r in rows if r.metric == "walk_differs"} == {(row, 3) for row in DRAFTING}
+    free = {r.row: r.value for r in rows if r.metric == "n_free"}
+    assert set(free) == {"L1", "L1+B1", "template+L5F (synced)"}
+    assert free["template+L5F (synced)"] > 0, "phase 2 took over after a free prefix"
+
+
+@pytest.mark.slow
+def test_predictions_lie_on_disk_before_anything_is_decoded_live(studied):
+    run_dir, (before,) = studied
+    assert before == read_results(run_dir / "live" / "predicted")[0]
+    assert {r.kind for r in before if r.metric in ("part_ms", "speedup_by_gamma")} == {"predicted"}
+    assert {r.row for r in before if r.metric == "part_ms"} == {"target eager", *DRAFTING}
+    assert {r.row for r in before if r.metric == "speedup_by_gamma"} == {*DRAFTING} - {"L1"}
+    assert (run_dir / "live" / "costs.json").is_file()
+
+
+@pytest.mark.slow
+def test_every_row_has_its_milliseconds_by_part_both_predicted_and_measured(studied):
+    rows, _ = read_results(studied[0])
+    parts = [r for r in rows if r.metric == "part_ms"]
+    for kind, answers in (("predicted", 3), ("measured", 2)):
+        assert {r.row for r in parts if r.kind == kind} == {"target eager", *DRAFTING}
+        assert {r.n for r in parts if r.kind == kind} == {answers}
+        assert {r.settings["part"] for r in parts if (r.kind, r.row) == (kind, "template+L5F (synced)")} >= {
+            "vision", "prefill", "lane", "draft", "sync", "verify", "host",
+        }  # fmt: skip
+    whole = {r.row: r.value for r in rows if r.metric == "vision_ms"}
+    assert all(
+        r.value == pytest.approx(whole[r.row]) for r in parts if (r.kind, r.settings["part"]) == ("measured", "vision")
+    )
+
+
+@pytest.mark.slow
+def test_accepted_prefixes_are_counted_in_four_ways_and_trainings_have_their_curves(studied):
+    rows, _ = read_results(studied[0])
+    shares = {(r.row, r.settings["how"]): r.settings["shares"] for r in rows if r.metric == "S_k"}
+    everywhere = ("rolled out, all anchors", "rolled out, visited anchors", "live, visited anchors")
+    for how in ("teacher-forced, all anchors", *everywhere):
+        assert len(shares["B1", how]) == 2
+    assert {how for row, how in shares if row == "template+L5F (synced)"} == set(everywhere[1:])
+    assert all(shares[row, everywhere[1]] == shares[row, everywhere[2]] for row in DRAFTING if row != "L1")
+    assert {(r.row, r.settings["series"]) for r in rows if r.metric == "training_curve"} == {
+        (name, series)
+        for name in ADAPTERS
+        for series in ("training loss", "validation loss", f"validation {'n_free' if name == 'L1' else 'tau'}")
+    }
+
+
+@pytest.mark.slow
+def test_a_second_run_with_adapters_trains_judges_and_decodes_nothing(studied, monkeypatch, capsys):
+    for module, name in ((train, "_train"), (evaluate, "_judge"), (benchmark, "_measure")):
+        monkeypatch.setattr(module, name, lambda *a: pytest.fail("done again"))
+    before = {r for r in map(repr, read_results(studied[0])[0]) if "stage_seconds" not in r}
+    demo.run(configs.load(DemoConfig, STUDIED), studied[0])
+    assert capsys.readouterr().out.count("reused from") == 7
+    rows, _ = read_results(studied[0])
+    assert {r for r in map(repr, rows) if "stage_seconds" not in r} == before
+    assert [r.settings["reused"] for r in rows if r.metric == "stage_seconds"] == [True] * 7
 
 
 @pytest.mark.parametrize("metric", ["divergences", "walk_differs"])
@@ -114,24 +225,28 @@ def test_prompts_are_different_questions_from_clip_to_clip(ran):
 
 def test_drafters_are_never_fitted_on_what_is_asked_nor_on_another_targets_answers(ran, tmp_path):
     small = configs.load(DemoConfig, SMALL)
-    store = ran[0] / "store" / "train"
     asked = [dataclasses.replace(c, split="train", answers=None) for c in small.live.clips]
     config = BenchmarkConfig(
-        clips=ran[0] / "clips", store=store, pair=small.pair, live=dataclasses.replace(small.live, clips=tuple(asked))
+        clips=ran[0] / "clips",
+        store=ran[0] / "store",
+        pair=small.pair,
+        live=dataclasses.replace(small.live, clips=tuple(asked)),
     )
     with pytest.raises(UserError, match="training split"):
         benchmark.run(config, tmp_path / "leak")
-    other = shutil.copytree(ran[0] / "store", tmp_path / "store") / "train"
-    manifest = json.loads((other / "manifest.json").read_text())
+    other = shutil.copytree(ran[0] / "store", tmp_path / "store")
+    manifest = json.loads((other / "train" / "manifest.json").read_text())
     manifest["revisions"]["target"] = "another"
-    (other / "manifest.json").write_text(json.dumps(manifest))
+    (other / "train" / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(UserError, match="another target's"):
         benchmark.run(dataclasses.replace(config, live=small.live, store=other), tmp_path / "other")
 
 
-def test_the_split_to_fit_on_must_be_among_the_stored_ones():
-    with pytest.raises(ConfigError, match="training: foo"):
-        configs.load(DemoConfig, {**SMALL, "training": "foo"})
+def test_the_split_to_fit_on_must_be_among_the_clips_and_not_be_asked_about(tmp_path):
+    with pytest.raises(UserError, match="foo"):
+        demo.run(configs.load(DemoConfig, {**SMALL, "training": "foo"}), tmp_path / "run")
+    with pytest.raises(ConfigError, match=r"live.clips: test and validation are fitted on"):
+        configs.load(DemoConfig, {**SMALL, "training": "test"})
 
 
 @pytest.mark.parametrize("frames", [EventFrames(use="first"), EventFrames(n=1), EventFrames(split="time", n=3)])
@@ -139,10 +254,10 @@ def test_the_gallery_shows_whatever_frames_the_drafter_sees(tmp_path, frames):
     clip = next(iter(world_clips(WorldConfig(sequences={"a": 1}, clips_per_sequence=1), "a")))
     prompt = Prompt(clip=clip, question="What?", question_index=0)
     trace = Trace(ids=(5, 2), origins=("target", "target"), stop="eos", seconds=dict.fromkeys(PARTS, 1.0))
-    measured = Measured(clips="c", prompts=(prompt,), expected=(trace,), traces={"plain": [[trace]]})
-    write_pages(
-        tmp_path, [measured], [Rung(name="plain", answer=lambda p: trace)], tokenizer=Letters(), event_frames=frames
-    )
+    answers = ClipAnswers(clips="c", prompts=(prompt,), references=(trace,), expected={}, costs={})
+    rungs = (Rung(name="plain", answer=lambda p: trace),)
+    climbed = Climbed(answers=answers, rungs=rungs, traces={"plain": [[trace]]}, timed=np.array([True]))
+    write_pages(tmp_path, [climbed], [], tokenizer=Letters(), event_frames=frames)
     (card,) = read_gallery(tmp_path)
     assert (card.tokens, card.reference, card.equal) == (("f", ""), "f", True)
     assert (tmp_path / "gallery" / card.event_png).stat().st_size > 100
@@ -154,5 +269,7 @@ def test_settings_that_make_no_sense_are_refused():
         dataclasses.replace(live, rows=(*live.rows, live.rows[0]))
     with pytest.raises(ConfigError, match="repeats"):
         dataclasses.replace(live, repeats=0)
+    with pytest.raises(ConfigError, match="timed"):
+        dataclasses.replace(live, timed=0)
     with pytest.raises(ConfigError, match="clips"):
         LiveSettings(clips=(), rows=live.rows)

@@ -16,7 +16,7 @@ from xmsd_jax.pipeline.pair import PairConfig, model_folder
 
 COUNT = 64
 CLOSE = {"rtol": 0, "atol": 1e-4}
-ASKED = (0, 4)  # the drafter's shortest and longest sort of answer come among these
+ASKED = (0, 4)
 TEXT = tuple(int(i) for i in np.random.default_rng(0).integers(3, 1000, 30))  # what a target might have said
 
 

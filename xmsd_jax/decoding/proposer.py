@@ -119,7 +119,7 @@ class RolloutDrafter:
                 f"max_new_tokens: {max_new_tokens} and gamma {gamma} need more than the adapter's {POSITIONS} positions"
             )
         self.name, self.lane = name, lane if reads_drafter else None
-        self._head, self._gamma, self._mode = head, gamma, mode
+        self._head, self._gamma, self._mode, self._limit = head, gamma, mode, max_new_tokens
         self._portion = max(gamma + 1, first_rows)
         self._ahead = 0 if not reads_drafter else gamma if mode == "own" else min(gamma, 2)
         self._target = windows(self._portion) if adapter.facts.inputs != "drafter" else None
@@ -137,6 +137,11 @@ class RolloutDrafter:
             return no_draft()
         _check_asked(self.name, gamma, self._gamma)
         known = tuple(context.ids.tolist())
+        if len(known) > self._limit:
+            raise ValueError(
+                f"drafter {self.name!r} keeps {self._limit} tokens of an answer, was given {len(known)}; "
+                "make it with a larger max_new_tokens"
+            )
         states = self._lane_states(context)
         there = self._gamma if states is None or self._mode == "synced" else len(states) - (len(known) - 1)
         if there <= 0:
@@ -156,6 +161,7 @@ class RolloutDrafter:
             context.prompt is self._prompt and len(known) > len(self._kept) and known[: len(self._kept)] == self._kept
         )
         start = len(self._kept) if goes_on else 0
+        self._prompt, self._kept = context.prompt, known[:start]  # true after each portion, also if the next one fails
         ids = np.empty(0, np.int32)
         while start < len(known):
             stop = min(start + self._portion, len(known))
@@ -166,7 +172,7 @@ class RolloutDrafter:
             place = np.array([start, stop - start], np.int32)
             self._memory, drafted = self._call(self._parameters, self._head, self._memory, streams, place)
             ids, start = np.asarray(drafted), stop
-        self._prompt, self._kept = context.prompt, known
+            self._kept = known[:stop]
         return ids
 
 

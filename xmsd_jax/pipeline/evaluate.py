@@ -28,6 +28,7 @@ from xmsd_jax.pipeline.answers import text_prompt
 from xmsd_jax.pipeline.curves import share_row
 from xmsd_jax.pipeline.fitted import fit_drafters
 from xmsd_jax.pipeline.judged import Judged, write_index, write_judged
+from xmsd_jax.pipeline.train import SAME_PAIR
 from xmsd_jax.pipeline.trained import Trained, load_trained, passports, token_head
 from xmsd_jax.runs import Row, Run, progress, provenance, read_results, stage_key, write_results
 
@@ -77,7 +78,9 @@ def run(config: EvaluateConfig, run_dir: Path, fresh: bool = False) -> list[Row]
 def evaluate(config: EvaluateConfig, run: Run, fresh: bool = False) -> list[Row]:
     """The stage inside an open run."""
     training = Store.open(config.store / config.training)
-    stores = {split: Store.open(config.store / split) for split in config.splits}
+    stored = training.manifest.to_json()
+    same_pair = {name: stored[name] for name in SAME_PAIR}
+    stores = {split: Store.open(config.store / split, expect=same_pair) for split in config.splits}
     key = stage_key(
         replace(config, store=Path(), adapters=None),
         __version__,

@@ -11,7 +11,7 @@ from xmsd_jax.decoding.text_anchors import FreePrefix, after
 from xmsd_jax.decoding.trace import Trace
 from xmsd_jax.metrics.acceptance import Anchors
 from xmsd_jax.pipeline.judged import Judged
-from xmsd_jax.pipeline.rows import DraftRow
+from xmsd_jax.pipeline.rows import TEXT, DraftRow
 
 TOP_LOGIT = 16.0
 """Of the order of a top logit: what the bfloat16 margin of a drafter's tie is measured at."""
@@ -51,10 +51,8 @@ class Expected:
         visited = self.anchors.visited(gamma)
         last = np.where(visited.any(1), visited.shape[1] - 1 - np.argmax(visited[:, ::-1], axis=1), -1)
         reach = np.where(last < 0, 0, np.minimum(last + gamma, self.drafter_len))
-        # what phase 1 has stepped through already; of the row's own lane only
-        before = (
-            self.prefix.drafted if self.prefix is not None and self.row.first not in (None, "n-gram", "template") else 0
-        )
+        # what an adapter of phase 1 has stepped through already, in the same lane
+        before = 0 if self.prefix is None or self.row.first in TEXT else self.prefix.drafted
         return np.maximum(reach - np.minimum(before, self.drafter_len), 0)
 
     def take(self, rows: Any) -> "Expected":

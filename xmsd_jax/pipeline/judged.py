@@ -51,7 +51,7 @@ def read_judged(root: Path, split: str, manifest: Manifest) -> dict[str, Judged]
     try:
         index = json.loads((root / INDEX).read_text(encoding="utf-8"))
         found = index["stores"].get(split)
-    except (OSError, ValueError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(f"{root / INDEX}: cannot be read ({error}); run `xmsd evaluate` first") from None
     if found != manifest.fingerprint:
         what = f"no evaluation of split {split}" if found is None else f"the evaluation of another store as {split}"

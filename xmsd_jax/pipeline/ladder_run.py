@@ -76,7 +76,8 @@ def prepare(
     """
     seen = progress(prompts, total=len(prompts), label=f"reference: {clips}")
     own = references(pair.shared, seen, pair.lengths.max_new_tokens)
-    judged: dict[str, Judged] = {name: _judge_text(pair, name, prompts, own) for name in _text_names(rows)}
+    gamma = max([pair.lengths.gamma, *(row.gamma or 0 for row in rows)])
+    judged: dict[str, Judged] = {name: _judge_text(pair, name, prompts, own, gamma) for name in _text_names(rows)}
     known = np.ones(len(prompts), bool)
     drafter_len = np.zeros(len(prompts), np.int64)
     if store is not None and evaluation is not None:
@@ -152,13 +153,11 @@ def _text_names(rows: Sequence[DraftRow]) -> list[str]:
     return list(dict.fromkeys(name for name in names if name in TEXT))
 
 
-def _judge_text(pair: LivePair, name: str, prompts: Sequence[Prompt], own: Sequence[Trace]) -> Judged:
-    drafter, answers = pair.drafter(name, pair.lengths.gamma), [trace.ids for trace in own]
+def _judge_text(pair: LivePair, name: str, prompts: Sequence[Prompt], own: Sequence[Trace], gamma: int) -> Judged:
+    drafter, answers = pair.drafter(name, gamma), [trace.ids for trace in own]
     asked = {"prompt_ids": pair.verifier.prompt_ids}
     return Judged(
-        anchors=text_anchors(
-            drafter, answers, prompts, gamma=pair.lengths.gamma, positions=pair.lengths.max_new_tokens, **asked
-        ),
+        anchors=text_anchors(drafter, answers, prompts, gamma=gamma, positions=pair.lengths.max_new_tokens, **asked),
         prefix=text_free(drafter, answers, prompts, draft_len=pair.lengths.prefill_draft_len, **asked),
     )
 

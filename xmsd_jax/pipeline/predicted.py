@@ -34,7 +34,7 @@ def read_costs(path: Path) -> dict[str, dict[str, Parts]]:
     try:
         sets = json.loads(path.read_text(encoding="utf-8"))["sets"]
         return {c: {row: Parts.from_json(parts) for row, parts in rows.items()} for c, rows in sets.items()}
-    except (OSError, ValueError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(f"{path}: is not a file of measured costs ({error}); `xmsd benchmark` writes it") from None
 
 

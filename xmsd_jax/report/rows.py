@@ -55,7 +55,7 @@ def live_rows(
     settings: Mapping[str, Any],
     kind: Kind = "measured",
 ) -> list[Row]:
-    """Make the rows of one table line from the figures of `xmsd_jax.metrics.live.live_metrics`.
+    """Make the rows of one table line from the figures of `xmsd_jax.metrics.live`.
 
     Args:
         row: name of the drafter row, as in SEMANTICS ("target eager", "n-gram", ...).
