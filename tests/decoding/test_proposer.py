@@ -143,6 +143,13 @@ def test_a_draft_depends_on_nothing_but_its_context(name, mode):
         assert propose(drafter, row, anchor) == wanted(name, mode, row, anchor), (row, anchor)
 
 
+def test_another_text_about_the_same_prompt_starts_anew():
+    drafter, other = usual("B1", "own"), (IDS + 1) % VOCABULARY
+    assert propose(drafter, 0, 5) == wanted("B1", "own", 0, 5)
+    context = Context(prompt=PROMPTS[0], ids=other[:9], hidden=(stored()[1][1, :9],))
+    assert drafter.propose(context, GAMMA).ids.tolist() == wanted("B1", "own", 1, 8)
+
+
 @EVERY
 @pytest.mark.parametrize("first_rows", [1, 8, LENGTH])
 def test_a_first_context_of_many_tokens_is_read_in_portions(name, mode, first_rows):
