@@ -45,9 +45,8 @@ def measure_parts(
     target = _target_parts(pair, samples, _pass_lengths(pair, rows))
     lane = _lane_parts(pair, samples) if any(_uses_lane(pair, row) for row in rows) else {}
     step = lane.pop("drafter_step", 0.0)
-    gammas = sorted({1, pair.lengths.gamma, *(row.gamma for row in rows if row.gamma)})
     late = dict.fromkeys(row.drafter for row in rows if row.drafter)
-    drafting = {name: _drafting(pair, name, samples, gammas) for name in late}
+    drafting = {name: _drafting(pair, name, samples, _draft_lengths(pair, rows, name)) for name in late}
     early = {name: _early(pair, name, samples) for name in dict.fromkeys(r.first for r in rows if r.first)}
     return {
         row.name: replace(
@@ -70,6 +69,11 @@ def _pass_lengths(pair: LivePair, rows: Sequence[DraftRow]) -> list[int]:
     gammas = {row.gamma or pair.lengths.gamma for row in rows}
     longest = max(*gammas, pair.lengths.gamma) + 1
     return sorted({2, 3, 5, longest, *(gamma + 1 for gamma in gammas), max(longest, pair.lengths.prefill_draft_len)})
+
+
+def _draft_lengths(pair: LivePair, rows: Sequence[DraftRow], name: str) -> list[int]:
+    """One token, and as many as the rows of a drafter ask for: between them T_draft is interpolated."""
+    return sorted({1, *(row.gamma or pair.lengths.gamma for row in rows if row.drafter == name)})
 
 
 def _uses_lane(pair: LivePair, row: DraftRow) -> bool:

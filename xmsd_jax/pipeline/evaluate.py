@@ -44,7 +44,8 @@ class EvaluateConfig:
     store: folder with one store a split, made by `xmsd extract`; training: the split that text drafters are fitted on;
     splits: judged, of other sequences; adapters: folder of trained adapters, searched through; null judges the control
     rows alone. gamma: ids drafted at every anchor, the largest that a walk can have; prefill_draft_len: ids drafted in
-    phase 1; order: longest context of the n-gram. names: split -> its name in words, as tables print it.
+    phase 1; adapter_gamma: the same as gamma for adapters alone, which cost more; null takes gamma. order: longest
+    context of the n-gram. names: split -> its name in words, as tables print it.
     """
 
     store: Path
@@ -52,6 +53,7 @@ class EvaluateConfig:
     splits: tuple[str, ...] = ("test",)
     adapters: Path | None = None
     gamma: int = 8
+    adapter_gamma: int | None = None
     prefill_draft_len: int = 12
     order: int = 8
     names: dict[str, str] = field(default_factory=dict)
@@ -61,6 +63,8 @@ class EvaluateConfig:
         for name in ("gamma", "prefill_draft_len", "order"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}: must be at least 1, got {getattr(self, name)}")
+        if self.adapter_gamma is not None and self.adapter_gamma < 1:
+            raise ConfigError(f"adapter_gamma: must be at least 1, or null, got {self.adapter_gamma}")
         if not self.splits or self.training in self.splits:
             raise ConfigError(f"splits: at least one, not {self.training}, which is fitted on; got {list(self.splits)}")
 
@@ -140,7 +144,7 @@ def _judge_split(
         rows += about.states(one, head, pairs)
         rows += about.walks(one.name, judged[one.name])
         if not one.early:
-            forced = teacher_forced(one.adapter, head, pairs, gamma=config.gamma)
+            forced = teacher_forced(one.adapter, head, pairs, gamma=config.adapter_gamma or config.gamma)
             rows.append(about.shares(one.name, forced, "teacher-forced, all anchors"))
     return rows, judged
 
@@ -158,7 +162,8 @@ def _judge_text(config: EvaluateConfig, store: Store, drafter: Drafter) -> Judge
 def _judge_adapter(config: EvaluateConfig, one: Trained, head: TokenHead, pairs: Pairs) -> Judged:
     if one.early:
         return Judged(prefix=adapter_free(one.adapter, head, pairs, draft_len=config.prefill_draft_len))
-    return Judged(anchors=adapter_anchors(one.adapter, head, pairs, mode=one.mode, gamma=config.gamma))
+    gamma = config.adapter_gamma or config.gamma
+    return Judged(anchors=adapter_anchors(one.adapter, head, pairs, mode=one.mode, gamma=gamma))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,6 +5,7 @@ COSTS.json    {"sets": {<clip set>: {<row>: Parts}}, "machine": ..., "lengths": 
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import numpy as np
 from xmsd_jax.config import UserError
 from xmsd_jax.decoding.cost import GammaChoice, Parts, baseline, best_gamma, predict
 from xmsd_jax.decoding.trace import Trace
+from xmsd_jax.metrics.acceptance import Anchors
 from xmsd_jax.pipeline.expected import Expected
 from xmsd_jax.pipeline.rows import DraftRow
 from xmsd_jax.report.rows import UNITS
@@ -99,16 +101,24 @@ def part_rows(row: str, parts: Mapping[str, np.ndarray], *, kind: Kind, settings
 
 
 def by_gamma(parts: Parts, expected: Expected, sequences: Sequence[str]) -> GammaChoice | None:
-    """Predicted speed-up over plain decoding at each draft length; None for a row without phase 2."""
+    """Predicted speed-up over plain decoding at each draft length that was measured; None for a row without phase 2."""
     if expected.anchors is None:
         return None
     return best_gamma(
-        expected.anchors,
+        shortened(expected.anchors, max(parts.draft)),
         parts,
         sequences=sequences,
         lane_steps=expected.lane_steps if expected.own else None,
         **phase_1(expected),
     )
+
+
+def shortened(anchors: Anchors, gamma: int) -> Anchors:
+    """The same anchors with drafts of at most `gamma` tokens."""
+    if gamma >= anchors.gamma:
+        return anchors
+    length = None if anchors.length is None else np.minimum(anchors.length, gamma)
+    return replace(anchors, right=np.minimum(anchors.right, gamma), gamma=gamma, length=length)
 
 
 def gamma_row(row: DraftRow, choice: GammaChoice, settings: Mapping[str, Any]) -> Row:

@@ -16,7 +16,7 @@ from xmsd_jax.pipeline.evaluate import EvaluateConfig, evaluate
 from xmsd_jax.pipeline.figures import check
 from xmsd_jax.pipeline.pair import PairConfig
 from xmsd_jax.pipeline.report import ReportConfig
-from xmsd_jax.pipeline.rows import drafter_name, folder_name
+from xmsd_jax.pipeline.rows import PHASE_2, TEXT, drafter_name, folder_name
 from xmsd_jax.pipeline.train import HISTORY, TrainConfig, train_adapter
 from xmsd_jax.report.rows import stage_row
 from xmsd_jax.runs import Row, Run
@@ -110,7 +110,8 @@ def study(config: StudyConfig, run: Run, fresh: bool = False, *, before: Mapping
         training=config.training,
         splits=tuple(dict.fromkeys(chosen.split for chosen in config.live.clips)),
         adapters=adapters,
-        gamma=max([config.live.gamma, *(row.gamma or 0 for row in config.live.rows)]),
+        gamma=longest_draft(config.live, TEXT),
+        adapter_gamma=longest_draft(config.live, PHASE_2),
         prefill_draft_len=config.live.prefill_draft_len,
         order=config.live.order,
         names={chosen.split: chosen.name for chosen in config.live.clips},
@@ -138,6 +139,11 @@ def study(config: StudyConfig, run: Run, fresh: bool = False, *, before: Mapping
     page = report.run(config.report, run.path)
     check(rows)
     return page
+
+
+def longest_draft(live: LiveSettings, drafters: tuple[str, ...]) -> int:
+    """The largest gamma of rows with some drafters; that of the ladder where there are none."""
+    return max((row.gamma or live.gamma for row in live.rows if row.drafter in drafters), default=live.gamma)
 
 
 def stages(config: StudyConfig) -> tuple[str, ...]:
