@@ -1,5 +1,6 @@
 """Stage `demo`: the whole road on the small world, in one command; finished stages are reused."""
 
+import resource
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
@@ -71,5 +72,6 @@ def run(config: DemoConfig, run_dir: Path, fresh: bool = False) -> Path:
     folder = make_clips(config.clips, run, fresh)
     extract(asked, folder, run, fresh)
     page = study(trained, run, fresh, before=before)
-    print(f"demo: {perf_counter() - start:.0f} s in all", flush=True)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6  # kB on Linux
+    print(f"demo: {perf_counter() - start:.0f} s in all, at most {peak:.1f} GB of memory", flush=True)
     return page
