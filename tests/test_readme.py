@@ -10,7 +10,11 @@ from xmsd_jax.runs import Row, read_results
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
 COLUMNS = ("iterations", "tau", "n_free", "prefill_ms", "decode_ms", "speedup", "decode_speedup")
-CLIPS = ("held-out street scenes", "real DAVIS346 recording")
+TABLES = (
+    ("demo_cpu", "held-out street scenes", 20),
+    ("demo_cpu", "real DAVIS346 recording", 20),
+    ("study_cpu", "held-out street scenes", 22),
+)
 
 
 def told(row: Row | None, metric: str) -> str:
@@ -25,23 +29,26 @@ def told(row: Row | None, metric: str) -> str:
     return f"{row.value:.2f}x{between}"
 
 
-def lines(clips: str) -> list[list[str]]:
-    rows, _ = read_results(ROOT / "results" / "demo_cpu")
+def lines(folder: str, clips: str) -> list[list[str]]:
+    rows, _ = read_results(ROOT / "results" / folder)
     own = {(r.row, r.metric): r for r in rows if r.settings.get("clips") == clips and r.kind == "measured"}
     names = [name for name in dict.fromkeys(name for name, _ in own) if (name, "speedup") in own]
     return [[name, *(told(own.get((name, metric)), metric) for metric in COLUMNS)] for name in names]
 
 
-@pytest.mark.parametrize("which", [0, 1], ids=CLIPS)
+@pytest.mark.parametrize("which", range(len(TABLES)), ids=[f"{folder}, {clips}" for folder, clips, _ in TABLES])
 def test_the_tables_are_the_committed_results(which):
+    folder, clips, count = TABLES[which]
     tables = re.findall(r"\| row \| passes .*\n\|---.*\n((?:\|.*\n)+)", README)
     found = [[cell.strip(" *") for cell in line.strip("|").split("|")] for line in tables[which].splitlines()]
-    assert found == lines(CLIPS[which])
-    assert len(found) == 20
+    assert found == lines(folder, clips)
+    assert len(found) == count
+    assert len(tables) == len(TABLES)
 
 
-def test_the_results_come_from_a_clean_checkout():
-    _, provenance = read_results(ROOT / "results" / "demo_cpu")
+@pytest.mark.parametrize("folder", ["demo_cpu", "study_cpu", "leakage_cpu", "recorded_answers"])
+def test_the_results_come_from_a_clean_checkout(folder):
+    _, provenance = read_results(ROOT / "results" / folder)
     assert provenance["git"]["dirty"] is False
 
 
