@@ -5,8 +5,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
-from xmsd_jax.adapters.blocks import TransformerLayer, layer_norm
+from xmsd_jax.adapters.blocks import Linear, Residual, TransformerLayer, layer_norm
 from xmsd_jax.adapters.interface import ALPHA, Adapter, Facts, Sizes, Streams
+from xmsd_jax.adapters.noise import Noise
+from xmsd_jax.adapters.tails import BlendTail
 
 
 def identity_kernel(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype, _sharding: object = None) -> jax.Array:
@@ -20,12 +22,13 @@ class OutputRule(nnx.Module):
     def __init__(self, width: int, rngs: nnx.Rngs) -> None:
         """Make norm, projection and scale."""
         self.norm = layer_norm(width, rngs)
-        self.proj = nnx.Linear(width, width, kernel_init=identity_kernel, rngs=rngs)
+        self.proj = Linear(width, width, kernel_init=identity_kernel, rngs=rngs)
         self.alpha = nnx.Param(jnp.asarray(ALPHA, jnp.float32))
 
-    def __call__(self, x: Float[Array, "b t d"], hidden: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
-        """`x`: after the layer; `hidden`: the states that the output starts from."""
-        return hidden + self.alpha[...] * (self.proj(self.norm(x)) - hidden)
+    def __call__(self, layer: Residual, hidden: Float[Array, "b t d"]) -> BlendTail:
+        """`layer`: what the layer gives; `hidden`: the states that the output starts from."""
+        y = self.proj.product(self.norm.after(*layer)[1])
+        return BlendTail(hidden, y, self.proj.bias[...], self.alpha[...])
 
 
 class Attention(Adapter):
@@ -38,10 +41,7 @@ class Attention(Adapter):
         self.layer = TransformerLayer(sizes.width, sizes.ffn, rngs)
         self.output = OutputRule(sizes.width, rngs)
 
-    def __call__(
-        self, streams: Streams, mask: Bool[Array, "b t"], *, dropout: float = 0.0, key: jax.Array | None = None
-    ) -> Float[Array, "b t d"]:
+    def tail(self, streams: Streams, mask: Bool[Array, "b t"], *, noise: Noise | None = None) -> BlendTail:
         """See `Adapter`; positions outside `mask` are not looked at."""
         x = streams.drafter
-        looks = jnp.broadcast_to(mask[:, None, :], (*mask.shape, mask.shape[1]))
-        return self.output(self.layer(x, looks, dropout, key), x)
+        return self.output(self.layer(x, mask, noise, causal=False), x)

@@ -1,9 +1,10 @@
-"""The parts that adapters are made of: PyTorch's initialisations, dropout, and one pre-LN transformer layer.
+"""The parts that adapters are made of: PyTorch's initialisations, and one pre-LN transformer layer.
 
-Initialisations are those of the study (its code used PyTorch's), stated for kernels [in, out].
+Each computes in the dtype of its input and sums in float32. Initialisations are those of the study (its code used PyTorch's), stated for kernels [in, out].
 """
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -11,9 +12,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
-from xmsd_jax.adapters.interface import EPSILON, HEADS, Seen
-
-MASKED = -1e30  # finite: a row that may look at nothing gives numbers, not NaN; it is never read
+from xmsd_jax.adapters.attend import attend, heads, rows_are_fused, scaled, softmax
+from xmsd_jax.adapters.interface import EPSILON, Seen
+from xmsd_jax.adapters.noise import Noise, drop
 
 
 def kaiming_normal(gain: float) -> nnx.Initializer:
@@ -21,7 +22,53 @@ def kaiming_normal(gain: float) -> nnx.Initializer:
     return nnx.initializers.variance_scaling(gain**2, "fan_in", "normal")
 
 
-def torch_linear(inner: int, outer: int, rngs: nnx.Rngs, *, zero_bias: bool = False) -> nnx.Linear:
+class Linear(nnx.Linear):
+    """Linear that computes in the dtype of what it is given, whatever its parameters are kept in."""
+
+    def __call__(self, x: Float[Array, "... d"]) -> Float[Array, "... e"]:
+        """`x @ kernel + bias`."""
+        y = self.product(x)
+        return y if self.bias is None else y + self.bias[...].astype(x.dtype)
+
+    def product(self, x: Float[Array, "... d"]) -> Float[Array, "... e"]:
+        """`x @ kernel`, for what adds the bias itself."""
+        return x @ self.kernel[...].astype(x.dtype)
+
+
+class LayerNorm(nnx.LayerNorm):
+    """LayerNorm computed in float32, in and out in the dtype of its input."""
+
+    def __call__(
+        self, x: Float[Array, "b t d"], table: Float[Array, "t d"] | None = None
+    ) -> Float[Array, "b t d"]:
+        """`LN(x)`, plus what a table says for each position."""
+        shift = self.bias[...] if table is None else self.bias[...] + table.astype(jnp.float32)
+        if x.ndim == 3 and rows_are_fused(x.shape[-1], x.dtype):
+            from xmsd_jax.adapters.fused_norms import norm_fused
+
+            return norm_fused(x, self.scale[...], shift)
+        return (unit_rows(x) * self.scale[...] + shift).astype(x.dtype)
+
+    def after(
+        self, x: Float[Array, "b t d"], y: Float[Array, "b t d"], bias: Float[Array, " d"], noise: Noise | None
+    ) -> tuple[Float[Array, "b t d"], Float[Array, "b t d"]]:
+        """`s = x + drop(y + bias)`, and `LN(s)`."""
+        if rows_are_fused(x.shape[-1], x.dtype):
+            from xmsd_jax.adapters.fused_norms import add_norm_fused
+
+            return add_norm_fused(x, y, bias, self.scale[...], self.bias[...], noise)
+        total = x + drop(y + bias.astype(y.dtype), noise)
+        return total, self(total)
+
+
+def unit_rows(x: Float[Array, "... d"]) -> Float[Array, "... d"]:
+    """`(x - mean) / std` over the last axis, in float32; the exact variance, as PyTorch computes it."""
+    x = x.astype(jnp.float32)
+    centred = x - x.mean(-1, keepdims=True)
+    return centred * jax.lax.rsqrt(jnp.square(centred).mean(-1, keepdims=True) + EPSILON)
+
+
+def torch_linear(inner: int, outer: int, rngs: nnx.Rngs, *, zero_bias: bool = False) -> Linear:
     """Linear as PyTorch starts it: kernel, and bias where it is not zero, uniform within 1 / sqrt(fan-in)."""
     bound = 1.0 / math.sqrt(inner)
 
@@ -29,30 +76,31 @@ def torch_linear(inner: int, outer: int, rngs: nnx.Rngs, *, zero_bias: bool = Fa
         return jax.random.uniform(key, shape, dtype, -bound, bound)
 
     bias_init = nnx.initializers.zeros if zero_bias else uniform
-    return nnx.Linear(inner, outer, kernel_init=uniform, bias_init=bias_init, rngs=rngs)
+    return Linear(inner, outer, kernel_init=uniform, bias_init=bias_init, rngs=rngs)
 
 
-def layer_norm(width: int, rngs: nnx.Rngs) -> nnx.LayerNorm:
-    """LayerNorm, eps 1e-5; the exact variance, as PyTorch computes it."""
-    return nnx.LayerNorm(width, epsilon=EPSILON, use_fast_variance=False, rngs=rngs)
+def layer_norm(width: int, rngs: nnx.Rngs) -> LayerNorm:
+    """LayerNorm with eps 1e-5."""
+    return LayerNorm(width, epsilon=EPSILON, rngs=rngs)
 
 
 def gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
-    """Gaussian error linear unit with the exact erf."""
-    return jax.nn.gelu(x, approximate=False)
+    """Gaussian error linear unit with the exact erf, computed in float32."""
+    return jax.nn.gelu(x.astype(jnp.float32), approximate=False).astype(x.dtype)
 
 
-def drop(x: Float[Array, "..."], rate: float, key: jax.Array | None) -> Float[Array, "..."]:
-    """Inverted dropout; `x` itself where `rate` is 0 or no key is given."""
-    if rate == 0.0 or key is None:
-        return x
-    keep = jax.random.bernoulli(key, 1.0 - rate, x.shape)
-    return jnp.where(keep, x / (1.0 - rate), jnp.zeros((), x.dtype))
+def gelu_drop(y: Float[Array, "b t d"], bias: Float[Array, " d"] | None, noise: Noise | None) -> Float[Array, "b t d"]:
+    """`drop(GELU(y + bias))`."""
+    if y.ndim == 3 and rows_are_fused(y.shape[-1], y.dtype):
+        from xmsd_jax.adapters.fused_norms import gelu_drop_fused
+
+        return gelu_drop_fused(y, jnp.zeros(y.shape[-1]) if bias is None else bias, noise)
+    return drop(gelu(y if bias is None else y + bias.astype(y.dtype)), noise)
 
 
-def split_key(key: jax.Array | None, count: int) -> list[jax.Array | None]:
-    """`count` keys, all None without one."""
-    return [None] * count if key is None else list(jax.random.split(key, count))
+def blended(x: Float[Array, "..."], weight: Float[Array, ""], y: Float[Array, "..."]) -> Float[Array, "..."]:
+    """`x + weight * y`, summed in float32."""
+    return (x.astype(jnp.float32) + weight * y.astype(jnp.float32)).astype(x.dtype)
 
 
 class KeyValue(NamedTuple):
@@ -62,34 +110,42 @@ class KeyValue(NamedTuple):
     value: Float[Array, "... h e"]
 
 
+class Residual(NamedTuple):
+    """`x + drop(y + bias)`, not yet summed: the norm that comes next sums it in the same pass."""
+
+    x: Float[Array, "b t d"]
+    y: Float[Array, "b t d"]
+    bias: Float[Array, " d"]
+    noise: Noise | None
+
+
 class TransformerLayer(nnx.Module):
     """Pre-LN self-attention with 8 heads and a feed-forward part d/2 wide, as `nn.MultiheadAttention` computes it."""
 
     def __init__(self, width: int, ffn: int, rngs: nnx.Rngs) -> None:
         """Packed qkv starts Xavier-uniform with bias 0, the output's bias at 0; the rest as PyTorch's Linear."""
         self.attn_norm = layer_norm(width, rngs)
-        self.qkv = nnx.Linear(width, 3 * width, kernel_init=nnx.initializers.xavier_uniform(), rngs=rngs)
+        self.qkv = Linear(width, 3 * width, kernel_init=nnx.initializers.xavier_uniform(), rngs=rngs)
         self.out = torch_linear(width, width, rngs, zero_bias=True)
         self.ffn_norm = layer_norm(width, rngs)
         self.ffn_in = torch_linear(width, ffn, rngs)
         self.ffn_out = torch_linear(ffn, width, rngs)
 
     def __call__(
-        self, x: Float[Array, "b t d"], mask: Bool[Array, "b t t"], dropout: float, key: jax.Array | None
-    ) -> Float[Array, "b t d"]:
-        """`mask[b, i, j]`: position i may look at position j."""
-        keys = split_key(key, 4)
-        query, own = self.project(x)
-        scores = _scaled(jnp.einsum("bihe,bjhe->bhij", query, own.key), query)
-        weights = drop(_softmax(scores, mask[:, None]), dropout, keys[0])
-        return self.finish(x, jnp.einsum("bhij,bjhe->bihe", weights, own.value), dropout, keys[1:])
+        self, x: Float[Array, "b t d"], real: Bool[Array, "b t"], noise: Noise | None, *, causal: bool
+    ) -> Residual:
+        """`real`: the positions that may be looked at; `causal`: only those up to one's own."""
+        sites = [None] * 3 if noise is None else [noise.at(site) for site in range(3)]
+        qkv = self.qkv.product(self.attn_norm(x))
+        attended = attend(qkv, self.qkv.bias[...], real, causal=causal, noise=sites[0])
+        return self.finish(x, attended, sites[1:])
 
     def project(self, x: Float[Array, "... d"]) -> tuple[Float[Array, "... h e"], KeyValue]:
         """Queries, and keys with values, of inputs before their norm."""
         query, key, value = jnp.split(self.qkv(self.attn_norm(x)), 3, axis=-1)
-        return _heads(query), KeyValue(_heads(key), _heads(value))
+        return heads(query), KeyValue(heads(key), heads(value))
 
-    def advance(self, x: Float[Array, "b a d"], seen: Seen) -> tuple[Float[Array, "b a d"], KeyValue]:
+    def advance(self, x: Float[Array, "b a d"], seen: Seen) -> tuple[Residual, KeyValue]:
         """One position for each anchor: attends what `seen` allows and itself (`CausalAdapter.advance`)."""
         query, own = self.project(x)
         rolled = jax.tree.map(lambda buffer, new: buffer.at[:, :, seen.newest].set(new), seen.rolled, own)
@@ -97,28 +153,17 @@ class TransformerLayer(nnx.Module):
         near = jnp.einsum("bahe,baghe->bahg", query, rolled.key)
         near_mask = jnp.broadcast_to(jnp.arange(near.shape[-1]) <= seen.newest, near[:, :, 0].shape)
         mask = jnp.concatenate([seen.kept_mask, near_mask], axis=-1)[:, :, None]
-        weights = _softmax(_scaled(jnp.concatenate([far, near], axis=-1), query), mask)
+        scores = jnp.concatenate([far, near], axis=-1).astype(jnp.float32)
+        weights = softmax(scaled(scores, query), mask).astype(x.dtype)
         past = far.shape[-1]
         attended = jnp.einsum("baht,bthe->bahe", weights[..., :past], seen.kept.value)
         attended += jnp.einsum("bahg,baghe->bahe", weights[..., past:], rolled.value)
-        return self.finish(x, attended, 0.0, [None] * 3), own
+        return self.finish(x, attended.reshape(x.shape), [None] * 2), own
 
     def finish(
-        self, x: Float[Array, "b t d"], attended: Float[Array, "b t h e"], dropout: float, keys: list[jax.Array | None]
-    ) -> Float[Array, "b t d"]:
-        """Output projection, residual, feed-forward part."""
-        x = x + self.out(attended.reshape(x.shape))
-        inner = drop(gelu(self.ffn_in(self.ffn_norm(x))), dropout, keys[0])
-        return x + drop(self.ffn_out(inner), dropout, keys[1])
-
-
-def _heads(x: Float[Array, "... d"]) -> Float[Array, "... h e"]:
-    return x.reshape(*x.shape[:-1], HEADS, -1)
-
-
-def _scaled(scores: Float[Array, "..."], query: Float[Array, "... e"]) -> Float[Array, "..."]:
-    return scores / math.sqrt(query.shape[-1])
-
-
-def _softmax(scores: Float[Array, "... t"], mask: Bool[Array, "... t"]) -> Float[Array, "... t"]:
-    return jax.nn.softmax(jnp.where(mask, scores, MASKED), axis=-1)
+        self, x: Float[Array, "b t d"], attended: Float[Array, "b t d"], sites: Sequence[Noise | None]
+    ) -> Residual:
+        """Output projection, residual, feed-forward part; its sum is left to what comes next."""
+        x, normed = self.ffn_norm.after(x, self.out.product(attended), self.out.bias[...], None)
+        inner = gelu_drop(self.ffn_in.product(normed), self.ffn_in.bias[...], sites[0])
+        return Residual(x, self.ffn_out.product(inner), self.ffn_out.bias[...], sites[1])

@@ -1,12 +1,13 @@
 """L1, L2, L3: each position on its own, g[t] -> h[t] (offset 0), no look at other positions."""
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
-from xmsd_jax.adapters.blocks import drop, gelu, kaiming_normal, layer_norm, split_key
+from xmsd_jax.adapters.blocks import Linear, blended, gelu_drop, kaiming_normal, layer_norm
 from xmsd_jax.adapters.interface import ALPHA, Adapter, Facts, Sizes, Streams
+from xmsd_jax.adapters.noise import Noise, drop
+from xmsd_jax.adapters.tails import NormTail
 
 PER_POSITION = Facts(inputs="drafter", causal=True, offset=0)
 
@@ -17,13 +18,14 @@ class BottleneckBlock(nnx.Module):
     def __init__(self, width: int, inner: int, rngs: nnx.Rngs) -> None:
         """Down starts Kaiming-normal with gain 1."""
         self.norm = layer_norm(width, rngs)
-        self.down = nnx.Linear(width, inner, use_bias=False, kernel_init=kaiming_normal(1.0), rngs=rngs)
-        self.up = nnx.Linear(inner, width, use_bias=False, kernel_init=nnx.initializers.zeros, rngs=rngs)
+        self.down = Linear(width, inner, use_bias=False, kernel_init=kaiming_normal(1.0), rngs=rngs)
+        self.up = Linear(inner, width, use_bias=False, kernel_init=nnx.initializers.zeros, rngs=rngs)
         self.alpha = nnx.Param(jnp.asarray(ALPHA, jnp.float32))
 
-    def __call__(self, x: Float[Array, "b t d"], dropout: float, key: jax.Array | None) -> Float[Array, "b t d"]:
-        """The block."""
-        return x + self.alpha[...] * self.up(drop(gelu(self.down(self.norm(x))), dropout, key))
+    def inner(self, x: Float[Array, "b t d"], noise: Noise | None) -> Float[Array, "b t d"]:
+        """What is added to x; alpha acts on the narrow side, where it costs nothing."""
+        narrow = gelu_drop(self.down(self.norm(x)), None, noise)
+        return self.up((self.alpha[...] * narrow.astype(jnp.float32)).astype(narrow.dtype))
 
 
 class Bottleneck(Adapter):
@@ -36,14 +38,13 @@ class Bottleneck(Adapter):
         self.blocks = nnx.List([BottleneckBlock(sizes.width, sizes.bottleneck, rngs) for _ in range(blocks)])
         self.final_norm = layer_norm(sizes.width, rngs)
 
-    def __call__(
-        self, streams: Streams, mask: Bool[Array, "b t"], *, dropout: float = 0.0, key: jax.Array | None = None
-    ) -> Float[Array, "b t d"]:
+    def tail(self, streams: Streams, mask: Bool[Array, "b t"], *, noise: Noise | None = None) -> NormTail:
         """See `Adapter`."""
-        x = streams.drafter
-        for block, own in zip(self.blocks, split_key(key, len(self.blocks)), strict=True):
-            x = block(x, dropout, own)
-        return self.final_norm(x)
+        x, y = streams.drafter, None
+        for number, block in enumerate(self.blocks):
+            x = x if y is None else x + y
+            y = block.inner(x, None if noise is None else noise.at(number))
+        return NormTail(x, y, jnp.ones(()), self.final_norm.scale[...], self.final_norm.bias[...], None)
 
 
 class WideBlock(nnx.Module):
@@ -51,16 +52,14 @@ class WideBlock(nnx.Module):
 
     def __init__(self, width: int, inner: int, rngs: nnx.Rngs) -> None:
         """Down starts Kaiming-normal with gain sqrt(2)."""
-        self.down = nnx.Linear(width, inner, use_bias=False, kernel_init=kaiming_normal(2**0.5), rngs=rngs)
+        self.down = Linear(width, inner, use_bias=False, kernel_init=kaiming_normal(2**0.5), rngs=rngs)
         self.norm = layer_norm(inner, rngs)
-        self.up = nnx.Linear(inner, width, use_bias=False, kernel_init=nnx.initializers.zeros, rngs=rngs)
+        self.up = Linear(inner, width, use_bias=False, kernel_init=nnx.initializers.zeros, rngs=rngs)
         self.alpha = nnx.Param(jnp.asarray(ALPHA, jnp.float32))
 
-    def __call__(self, x: Float[Array, "b t d"], dropout: float, key: jax.Array | None) -> Float[Array, "b t d"]:
-        """The block."""
-        inner, outer = split_key(key, 2)
-        x_wide = drop(gelu(self.norm(self.down(x))), dropout, inner)
-        return x + self.alpha[...] * drop(self.up(x_wide), dropout, outer)
+    def inner(self, x: Float[Array, "b t d"], noise: Noise | None) -> Float[Array, "b t d"]:
+        """What is added to x, before alpha and the outer dropout."""
+        return self.up(gelu_drop(self.norm(self.down(x)), None, noise))
 
 
 class WideBottleneck(Adapter):
@@ -74,11 +73,11 @@ class WideBottleneck(Adapter):
         self.blocks = nnx.List([WideBlock(sizes.width, sizes.wide, rngs) for _ in range(blocks)])
         self.final_norm = layer_norm(sizes.width, rngs)
 
-    def __call__(
-        self, streams: Streams, mask: Bool[Array, "b t"], *, dropout: float = 0.0, key: jax.Array | None = None
-    ) -> Float[Array, "b t d"]:
+    def tail(self, streams: Streams, mask: Bool[Array, "b t"], *, noise: Noise | None = None) -> NormTail:
         """See `Adapter`."""
-        x = self.input_norm(streams.drafter)
-        for block, own in zip(self.blocks, split_key(key, len(self.blocks)), strict=True):
-            x = block(x, dropout, own)
-        return self.final_norm(x)
+        x, y, alpha, outer = self.input_norm(streams.drafter), None, None, None
+        for number, block in enumerate(self.blocks):
+            x = x if y is None else blended(x, alpha, drop(y, outer))
+            inner, outer = (None, None) if noise is None else (noise.at(2 * number), noise.at(2 * number + 1))
+            y, alpha = block.inner(x, inner), block.alpha[...]
+        return NormTail(x, y, alpha, self.final_norm.scale[...], self.final_norm.bias[...], outer)

@@ -7,7 +7,6 @@ y = h + alpha * (Lin(LN(x)) - h). L5 reads the drafter's states, B1 the target's
 from abc import abstractmethod
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int32
@@ -15,6 +14,8 @@ from jaxtyping import Array, Bool, Float, Int32
 from xmsd_jax.adapters.attention import OutputRule
 from xmsd_jax.adapters.blocks import TransformerLayer, layer_norm
 from xmsd_jax.adapters.interface import POSITIONS, CausalAdapter, Facts, Seen, Sizes, Streams
+from xmsd_jax.adapters.noise import Noise
+from xmsd_jax.adapters.tails import BlendTail
 
 
 class CausalTransformer(CausalAdapter):
@@ -27,31 +28,31 @@ class CausalTransformer(CausalAdapter):
         self.output = OutputRule(sizes.width, rngs)
 
     @abstractmethod
-    def stem(self, streams: Streams) -> tuple[Float[Array, "b t d"], Float[Array, "b t d"]]:
-        """The layer's input without positions, and the states that the output starts from."""
+    def stem(
+        self, streams: Streams, positions: Float[Array, "t d"] | None
+    ) -> tuple[Float[Array, "b t d"], Float[Array, "b t d"]]:
+        """The layer's input, with `positions` added if they are given, and the states that the output starts from."""
 
-    def __call__(
-        self, streams: Streams, mask: Bool[Array, "b t"], *, dropout: float = 0.0, key: jax.Array | None = None
-    ) -> Float[Array, "b t d"]:
+    def tail(self, streams: Streams, mask: Bool[Array, "b t"], *, noise: Noise | None = None) -> BlendTail:
         """See `Adapter`. Raises ValueError for more positions than there are embeddings of."""
-        x, hidden = self.stem(streams)
-        length = x.shape[1]
+        length = mask.shape[1]
         if length > POSITIONS:
             raise ValueError(f"an answer has at most {POSITIONS} positions, got {length}; cut it to that")
-        causal = jnp.tril(jnp.ones((length, length), bool)) & mask[:, None, :]
-        return self.output(self.layer(x + self.pos_embed[:length], causal, dropout, key), hidden)
+        x, hidden = self.stem(streams, self.pos_embed[...][:length])
+        return self.output(self.layer(x, mask, noise, causal=True), hidden)
 
     def keep(self, streams: Streams, positions: Int32[Array, "b t"]) -> Any:
         """Keys and values of true positions."""
-        return self.layer.project(self.stem(streams)[0] + self._embedded(positions))[1]
+        x = self.stem(streams, None)[0]
+        return self.layer.project(x + self._embedded(positions).astype(x.dtype))[1]
 
     def advance(
         self, streams: Streams, positions: Int32[Array, "b a"], seen: Seen
     ) -> tuple[Float[Array, "b a d"], Any]:
         """See `CausalAdapter`."""
-        x, hidden = self.stem(streams)
-        x, own = self.layer.advance(x + self._embedded(positions), seen)
-        return self.output(x, hidden), own
+        x, hidden = self.stem(streams, None)
+        layer, own = self.layer.advance(x + self._embedded(positions).astype(x.dtype), seen)
+        return self.output(layer, hidden).predicted(), own
 
     def _embedded(self, positions: Int32[Array, "b t"]) -> Float[Array, "b t d"]:
         """Embeddings of positions; past the last one, where an answer has ended, the last one again."""
@@ -66,10 +67,12 @@ class Eagle(CausalTransformer):
         super().__init__(sizes, rngs)
         self.input_norm = layer_norm(sizes.width, rngs)
 
-    def stem(self, streams: Streams) -> tuple[Float[Array, "b t d"], Float[Array, "b t d"]]:
+    def stem(
+        self, streams: Streams, positions: Float[Array, "t d"] | None
+    ) -> tuple[Float[Array, "b t d"], Float[Array, "b t d"]]:
         """`LN(h)` and h."""
         hidden = streams.drafter if self.facts.inputs == "drafter" else streams.target
-        return self.input_norm(hidden), hidden
+        return self.input_norm(hidden, positions), hidden
 
 
 class DrafterEagle(Eagle):

@@ -2,10 +2,11 @@
 
 from typing import Any
 
-import jax
 from jaxtyping import Array, Bool, Float, Int32
 
 from xmsd_jax.adapters.interface import Adapter, CausalAdapter, Facts, Seen, Streams
+from xmsd_jax.adapters.noise import Noise
+from xmsd_jax.adapters.tails import Plain
 
 
 class DrafterIdentity(Adapter):
@@ -13,11 +14,9 @@ class DrafterIdentity(Adapter):
 
     facts = Facts(inputs="drafter", causal=True, offset=0)
 
-    def __call__(
-        self, streams: Streams, mask: Bool[Array, "b t"], *, dropout: float = 0.0, key: jax.Array | None = None
-    ) -> Float[Array, "b t d"]:
+    def tail(self, streams: Streams, mask: Bool[Array, "b t"], *, noise: Noise | None = None) -> Plain:
         """The drafter's states."""
-        return streams.drafter
+        return Plain(streams.drafter)
 
 
 class TargetIdentity(CausalAdapter):
@@ -25,11 +24,9 @@ class TargetIdentity(CausalAdapter):
 
     facts = Facts(inputs="target", causal=True, offset=1)
 
-    def __call__(
-        self, streams: Streams, mask: Bool[Array, "b t"], *, dropout: float = 0.0, key: jax.Array | None = None
-    ) -> Float[Array, "b t d"]:
+    def tail(self, streams: Streams, mask: Bool[Array, "b t"], *, noise: Noise | None = None) -> Plain:
         """The target's states."""
-        return streams.target
+        return Plain(streams.target)
 
     def keep(self, streams: Streams, positions: Int32[Array, "b t"]) -> Any:
         """Nothing."""

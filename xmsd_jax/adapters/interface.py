@@ -8,10 +8,10 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple
 
-import jax
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int32
 
+from xmsd_jax.adapters.noise import Noise
 from xmsd_jax.config import ConfigError
 
 Inputs = Literal["drafter", "target", "both"]
@@ -81,22 +81,27 @@ class Sizes:
 
 
 class Adapter(nnx.Module, ABC):
-    """Predicts target states. Modules hold Params only; a dropout key comes in with the call."""
+    """Predicts target states. Modules hold Params only; dropout comes in with the call."""
 
     facts: ClassVar[Facts]
 
     @abstractmethod
+    def tail(self, streams: Streams, mask: Bool[Array, "b t"], *, noise: Noise | None = None) -> Any:
+        """All up to the last piece, `xmsd_jax.adapters.tails.Tail`; arguments as of a call."""
+
     def __call__(
-        self, streams: Streams, mask: Bool[Array, "b t"], *, dropout: float = 0.0, key: jax.Array | None = None
+        self, streams: Streams, mask: Bool[Array, "b t"], *, noise: Noise | None = None
     ) -> Float[Array, "b t d"]:
         """Predicted states: at position t that of target position t + `facts.offset`.
 
         Args:
             streams: the states that `facts.inputs` names.
             mask: True where a position is real; the others must not change the real ones.
-            dropout: share that is dropped in training; 0 outside.
-            key: needed with dropout.
+            noise: dropout, in training.
+
+        Computed in the streams' dtype, whatever the parameters are kept in.
         """
+        return self.tail(streams, mask, noise=noise).predicted()
 
 
 class CausalAdapter(Adapter):

@@ -24,7 +24,8 @@ class TokenHead(NamedTuple):
 
     def logits(self, hidden: Float[Array, "... d"]) -> Float[Array, "... v"]:
         """Logits with -inf at ids that are not real."""
-        scores = hidden @ self.weight.T
+        weight = self.weight.astype(hidden.dtype)
+        scores = jnp.einsum("...d,vd->...v", hidden, weight, preferred_element_type=jnp.float32)
         real = jnp.arange(self.weight.shape[0], dtype=jnp.int32) < self.vocabulary
         return jnp.where(real, scores, -jnp.inf)
 

@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int32
 
+from xmsd_jax.adapters.attend import rows_are_fused
+from xmsd_jax.adapters.tails import BlendTail, NormTail, Plain, Tail
 from xmsd_jax.adapters.token_head import TokenHead
 from xmsd_jax.config import ConfigError
 
@@ -65,7 +67,11 @@ class Objective:
 
     def sums(self, predicted: Float[Array, "b t d"], truth: Truth, head: TokenHead) -> Sums:
         """Summed loss of a batch; a pair that neither mask keeps has no part in it, nor in its gradient."""
-        same, following = jnp.zeros(()), jnp.zeros(())
+        return jax.tree.map(lambda x: x.sum(0), self.row_sums(predicted, truth, head))
+
+    def row_sums(self, predicted: Float[Array, "b t d"], truth: Truth, head: TokenHead) -> Sums:
+        """The same, answer by answer: [b, 2]."""
+        same = following = jnp.zeros(len(predicted))
         if self.weights[0]:
             same = state_loss(predicted, truth.target, truth.same_mask, COSINE_WEIGHT)
         if self.weights[1]:
@@ -74,36 +80,70 @@ class Objective:
         if self.name == "next":
             tokens = token_loss(predicted, shifted(truth.target_ids), truth.next_mask, head)
             following = following + self.token_weight * tokens
-        counts = [mask.sum(dtype=jnp.float32) for mask in (truth.same_mask, truth.next_mask)]
-        return Sums(jnp.stack([same, following]), jnp.stack(counts))
+        return Sums(jnp.stack([same, following], -1), counts(truth))
+
+    def of_tail(
+        self, tail: Tail, truth: Truth, head: TokenHead, total: Float[Array, "2"]
+    ) -> tuple[Float[Array, ""], Float[Array, "2"]]:
+        """The loss of a prediction that is still in its last piece, and the summed losses.
+
+        Args:
+            tail: of the adapter.
+            truth: to compare with.
+            head: of the target.
+            total: pairs of the whole batch, of which this may be a part.
+        """
+        if self.name == "study" and not isinstance(tail, Plain) and rows_are_fused(tail.y.shape[-1], tail.y.dtype):
+            return self._fused(tail, truth, total)
+        tops = self.sums(tail.predicted(), truth, head).tops
+        return self.value(Sums(tops, total)), tops
+
+    def _fused(
+        self, tail: NormTail | BlendTail, truth: Truth, total: Float[Array, "2"]
+    ) -> tuple[Float[Array, ""], Float[Array, "2"]]:
+        from xmsd_jax.adapters import fused_loss  # Pallas takes 0.3 s to import
+
+        scales = jnp.asarray(self.weights) / jnp.maximum(total, 1.0)
+        masks = jnp.stack([truth.same_mask, truth.next_mask]).astype(jnp.float32)
+        compared = fused_loss.Compared(truth.target, masks, scales)
+        if isinstance(tail, NormTail):
+            value, same = fused_loss.norm_loss_fused(*tail, compared, cosine=COSINE_WEIGHT)
+            return value, jnp.stack([same.sum(), jnp.zeros(())])
+        value, tops = fused_loss.blend_loss_fused(*tail, compared, cosines=(COSINE_WEIGHT, 0.0))
+        return value, tops.sum(0)
 
     def value(self, sums: Sums) -> Float[Array, ""]:
         """The loss of sums; a mean over no pair is 0."""
         means = sums.tops / jnp.maximum(sums.counts, 1.0)
-        return means[0] * self.weights[0] + means[1] * self.weights[1]
+        return means[..., 0] * self.weights[0] + means[..., 1] * self.weights[1]
+
+
+def counts(truth: Truth) -> Float[Array, "b 2"]:
+    """Pairs (t, t) and (t, t + 1) of each answer."""
+    return jnp.stack([mask.sum(-1, dtype=jnp.float32) for mask in (truth.same_mask, truth.next_mask)], -1)
 
 
 def state_loss(
     predicted: Float[Array, "b t d"], target: Float[Array, "b t d"], mask: Bool[Array, "b t"], cosine_weight: float
-) -> Float[Array, ""]:
-    """Sum over kept positions of `|y - h|^2 / d + cosine_weight * (1 - cos(y, h))`."""
+) -> Float[Array, " b"]:
+    """Sum over an answer's kept positions of `|y - h|^2 / d + cosine_weight * (1 - cos(y, h))`, in float32."""
     kept = mask[..., None]
-    own, true = jnp.where(kept, predicted, 0.0), jnp.where(kept, target, 0.0)
+    own, true = (jnp.where(kept, x.astype(jnp.float32), 0.0) for x in (predicted, target))
     loss = jnp.square(own - true).mean(-1)
     if cosine_weight:
         norms = [jnp.sqrt(jnp.maximum(jnp.square(x).sum(-1), _NORM_FLOOR**2)) for x in (own, true)]
         loss = loss + cosine_weight * (1.0 - (own * true).sum(-1) / (norms[0] * norms[1]))
-    return jnp.where(mask, loss, 0.0).sum()
+    return jnp.where(mask, loss, 0.0).sum(-1)
 
 
 def token_loss(
     predicted: Float[Array, "b t d"], ids: Int32[Array, "b t"], mask: Bool[Array, "b t"], head: TokenHead
-) -> Float[Array, ""]:
-    """Sum over kept positions of the cross-entropy of `ids` under the head; an id that is not real counts 0."""
+) -> Float[Array, " b"]:
+    """Sum over an answer's kept positions of the cross-entropy of `ids` under the head; an id that is not real counts 0."""
     kept = mask & (ids >= 0) & (ids < head.vocabulary)
-    logits = head.logits(jnp.where(kept[..., None], predicted, 0.0))
+    logits = head.logits(jnp.where(kept[..., None], predicted, jnp.zeros((), predicted.dtype)))
     right = jnp.take_along_axis(logits, jnp.where(kept, ids, 0)[..., None], axis=-1)[..., 0]
-    return jnp.where(kept, jax.nn.logsumexp(logits, axis=-1) - right, 0.0).sum()
+    return jnp.where(kept, jax.nn.logsumexp(logits, axis=-1) - right, 0.0).sum(-1)
 
 
 def shifted(x: Array) -> Array:

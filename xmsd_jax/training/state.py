@@ -1,12 +1,7 @@
-"""The jitted train step and evaluation: pure functions of plain arrays, compiled once a run.
+"""What a training run carries: parameters by name, AdamW's moments, a counter; and the numbers that steer a step."""
 
-All pairs live on the device. A step takes its batch out of them by row numbers that are there too, so that the loop
-only calls it; row -1 is padding and weighs nothing.
-"""
-
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -14,42 +9,36 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int32
+from jaxtyping import Array, Float, Int32
 
-from xmsd_jax.adapters.interface import Adapter, Streams
-from xmsd_jax.adapters.rollout import Mode, first_drafts, rollout_everywhere
-from xmsd_jax.adapters.token_head import TokenHead
-from xmsd_jax.data.batches import Pairs
-from xmsd_jax.training.losses import Objective, Sums, Truth
+from xmsd_jax.adapters.interface import Adapter
 from xmsd_jax.training.recipe import Recipe
 
 Params = dict[str, Array]
-PADDING = -1
-
-
-class Resident(NamedTuple):
-    """Pairs on the device (`xmsd_jax.data.batches.Pairs`), or a batch of them."""
-
-    drafter: Any
-    target: Float[Array, "n t d"]
-    drafter_len: Int32[Array, " n"]
-    target_ids: Int32[Array, "n t"]
-    same_mask: Bool[Array, "n t"]
-    next_mask: Bool[Array, "n t"]
 
 
 class TrainState(NamedTuple):
-    """Parameters by dotted name, AdamW's moments, and the number of steps done."""
+    """Parameters by dotted name, AdamW's moments, and the number of steps done. All but the counter in float32."""
 
     params: Params
     moments: Any
     step: Int32[Array, ""]
 
 
-TrainStep = Callable[
-    [TrainState, Resident, TokenHead, Int32[Array, "steps b"], Float[Array, ""]], tuple[TrainState, Sums]
-]
-Evaluation = Callable[[Params, Resident, TokenHead, Int32[Array, "batches b"]], tuple[Sums, Int32[Array, "..."]]]
+class Hyper(NamedTuple):
+    """The numbers of a recipe that a step reads; traced, so that members of a sweep differ in them alone."""
+
+    weight_decay: Float[Array, ""]
+    clip: Float[Array, ""]
+    dropout: Float[Array, ""]
+    token_weight: Float[Array, ""]
+    seed: Int32[Array, ""]
+
+    @classmethod
+    def of(cls, recipe: Recipe) -> "Hyper":
+        """Those of a recipe."""
+        values = (np.float32(getattr(recipe, name)) for name in cls._fields[:-1])
+        return cls(*values, np.int32(recipe.seed))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -76,112 +65,29 @@ class Skeleton:
         )
 
 
-def resident(pairs: Pairs) -> Resident:
-    """Put pairs on the device, in their own dtype."""
-    fields: dict[str, Any] = {name: getattr(pairs, name) for name in Resident._fields}
-    return Resident(**jax.device_put(fields, jax.devices()[0]))
-
-
-def begin(params: Params, recipe: Recipe) -> TrainState:
+def begin(params: Params) -> TrainState:
     """The state before the first step."""
-    state = TrainState(params, optimiser(recipe).init(params), jnp.zeros((), jnp.int32))
-    return jax.device_put(state, jax.devices()[0])
+    return TrainState(params, _adam().init(params), jnp.zeros((), jnp.int32))
 
 
-def optimiser(recipe: Recipe) -> optax.GradientTransformation:
-    """AdamW (Loshchilov & Hutter 2019) behind a clip by global norm, but for the factor -learning rate."""
-    return optax.chain(
-        optax.clip_by_global_norm(recipe.clip),
-        optax.scale_by_adam(b1=0.9, b2=0.999, eps=1e-8),
-        optax.add_decayed_weights(recipe.weight_decay),
-    )
+def updated(state: TrainState, gradient: Params, rate: Float[Array, ""], hyper: Hyper) -> TrainState:
+    """The state after one step of AdamW (Loshchilov & Hutter 2019) behind a clip by global norm."""
+    update = optax.chain(
+        optax.clip_by_global_norm(hyper.clip),  # pyright: ignore[reportArgumentType]
+        _adam(),
+        optax.add_decayed_weights(hyper.weight_decay),
+    ).update
+    blank = (optax.EmptyState(), state.moments, optax.EmptyState())
+    with jax.numpy_dtype_promotion("standard"):  # optax raises a float to an integer power
+        change, moments = update(gradient, blank, state.params)
+    params = jax.tree.map(lambda value, change: value - rate * change, state.params, change)
+    return TrainState(params, moments[1], state.step + 1)
 
 
-def batches(rows: np.ndarray, size: int) -> np.ndarray:
-    """Row numbers int32[steps, size], the last batch filled up with PADDING."""
-    size = min(size, len(rows))
-    filled = np.full(-(-len(rows) // size) * size, PADDING, np.int32)
-    filled[: len(rows)] = rows
-    return filled.reshape(-1, size)
+def lowered(params: Params, dtype: jnp.dtype) -> Params:
+    """What a step computes with: matrices in `dtype`; vectors and scalars stay as they are."""
+    return {name: value.astype(dtype) if value.ndim >= 2 else value for name, value in params.items()}
 
 
-def gather(data: Resident, rows: Int32[Array, " b"]) -> Resident:
-    """A batch, its states in float32; rows that are PADDING have empty masks."""
-    real = rows != PADDING
-    batch = jax.tree.map(lambda x: x[jnp.maximum(rows, 0)], data)
-    drafter = None if batch.drafter is None else batch.drafter.astype(jnp.float32)
-    return batch._replace(
-        drafter=drafter,
-        target=batch.target.astype(jnp.float32),
-        same_mask=batch.same_mask & real[:, None],
-        next_mask=batch.next_mask & real[:, None],
-    )
-
-
-def make_step(skeleton: Skeleton, objective: Objective, recipe: Recipe) -> TrainStep:
-    """The train step: (state, data, head, order, learning_rate) -> (next state, sums of its batch).
-
-    `order` int32[steps, b] holds the batches of one epoch; the state's counter says which of them is meant, and with
-    the seed which dropout, so that a restored state goes on exactly. The given state is donated: it is gone afterwards.
-    """
-    update = optimiser(recipe).update
-
-    @partial(jax.jit, donate_argnums=0)
-    def step(
-        state: TrainState, data: Resident, head: TokenHead, order: Int32[Array, "steps b"], rate: Float[Array, ""]
-    ) -> tuple[TrainState, Sums]:
-        epoch, at = jnp.divmod(state.step, order.shape[0])
-        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(recipe.seed), epoch), at)
-        batch = gather(data, order[at])
-
-        def loss(params: Params) -> tuple[Float[Array, ""], Sums]:
-            sums = _sums(skeleton.adapter(params), objective, batch, head, recipe.dropout, key)
-            return objective.value(sums), sums
-
-        gradient, sums = jax.grad(loss, has_aux=True)(state.params)
-        with jax.numpy_dtype_promotion("standard"):  # optax raises a float to an integer power
-            updates, moments = update(gradient, state.moments, state.params)
-        params = jax.tree.map(lambda value, change: value - rate * change, state.params, updates)
-        return TrainState(params, moments, state.step + 1), sums
-
-    return step
-
-
-def make_evaluation(skeleton: Skeleton, objective: Objective, recipe: Recipe, mode: Mode) -> Evaluation:
-    """The evaluation: (params, data, head, order) -> (summed loss, drafted ids).
-
-    Ids are int32[batches, b, t, gamma] at every anchor for a kind of offset 1 (drafter states as `mode` says), and
-    int32[batches, b, prefill_draft_len] from the drafter's first states for a kind of offset 0.
-    """
-
-    @jax.jit
-    def evaluate(
-        params: Params, data: Resident, head: TokenHead, order: Int32[Array, "batches b"]
-    ) -> tuple[Sums, Int32[Array, "..."]]:
-        adapter = skeleton.adapter(params)
-
-        def one(rows: Int32[Array, " b"]) -> tuple[Sums, Int32[Array, "..."]]:
-            batch = gather(data, rows)
-            return _sums(adapter, objective, batch, head, 0.0, None), _drafts(adapter, head, batch, recipe, mode)
-
-        sums, ids = jax.lax.map(one, order)
-        return jax.tree.map(lambda x: x.sum(0), sums), ids
-
-    return evaluate
-
-
-def _sums(
-    adapter: Adapter, objective: Objective, batch: Resident, head: TokenHead, dropout: float, key: jax.Array | None
-) -> Sums:
-    streams = Streams(batch.drafter, batch.target)
-    predicted = adapter(streams, batch.same_mask, dropout=dropout, key=key)
-    truth = Truth(batch.target, batch.target_ids, batch.same_mask, batch.next_mask)
-    return objective.sums(predicted, truth, head)
-
-
-def _drafts(adapter: Any, head: TokenHead, batch: Resident, recipe: Recipe, mode: Mode) -> Int32[Array, "..."]:
-    if adapter.facts.offset == 0:
-        first = batch.drafter[:, : recipe.prefill_draft_len]
-        return first_drafts(adapter, head, first, jnp.minimum(batch.drafter_len, first.shape[1])).ids
-    streams = Streams(batch.drafter, batch.target)
-    return rollout_everywhere(adapter, head, streams, batch.drafter_len, gamma=recipe.gamma, mode=mode).ids
+def _adam() -> optax.GradientTransformation:
+    return optax.scale_by_adam(b1=0.9, b2=0.999, eps=1e-8)

@@ -1,0 +1,108 @@
+"""What row kernels share: one program works through some positions, one after the other, each of them in registers.
+
+At 3,200 positions of 4,096 numbers an elementwise pass costs some 10 us a tensor on an H100, and XLA cuts norms,
+dropout, residuals and the loss into many passes. A row kernel reads its inputs once and writes its outputs once; sums
+over positions (of scales and shifts) stay in registers and are written once a program.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton as plgpu
+from jaxtyping import Array, Float, UInt32
+
+from xmsd_jax.adapters.interface import EPSILON
+from xmsd_jax.adapters.noise import Noise, kept, scale
+
+ROWS = 8
+"""Positions a program works through, where they divide."""
+Row = Float[Array, " d"]
+Scalar = Float[Array, ""]
+
+
+class RowNoise(NamedTuple):
+    """Dropout as row kernels take it: a share and one seed for each answer."""
+
+    rate: Float[Array, "1"]
+    seeds: UInt32[Array, " b"]
+
+
+def row_noise(noise: Noise | None) -> RowNoise:
+    """That of `noise`; of None, numbers that are not read."""
+    if noise is None:
+        return RowNoise(jnp.zeros((1,), jnp.float32), jnp.zeros((1,), jnp.uint32))
+    return RowNoise(jnp.reshape(noise.rate, (1,)).astype(jnp.float32), noise.seeds)
+
+
+def row_call(
+    kernel: Callable[..., None], like: Array, outputs: Sequence[tuple[str, Any]], *, name: str
+) -> Callable[..., list[Array]]:
+    """A call of `kernel(rows of a program, inputs..., outputs...)` over the positions of `like` [n, d].
+
+    Inputs are whole arrays. Outputs are "rows" [n, d], "each" [n], "sums" [programs, d] or "sum" [programs] of a dtype.
+    """
+    count, width = like.shape
+    rows = next(r for r in (ROWS, 4, 2, 1) if count % r == 0)
+    shapes = {"rows": (count, width), "each": (count,), "sums": (count // rows, width), "sum": (count // rows,)}
+    made = [jax.ShapeDtypeStruct(shapes[which], dtype) for which, dtype in outputs]
+
+    def whole(shape: tuple[int, ...]) -> pl.BlockSpec:
+        return pl.BlockSpec(shape, lambda i: (0,) * len(shape))
+
+    def call(*inputs: Array) -> list[Array]:
+        return pl.pallas_call(
+            functools.partial(kernel, rows),
+            grid=(count // rows,),
+            in_specs=[whole(x.shape) for x in inputs],
+            out_specs=[whole(x.shape) for x in made],
+            out_shape=made,
+            compiler_params=plgpu.CompilerParams(num_warps=8, num_stages=1),
+            interpret=jax.default_backend() != "gpu",
+            name=name,
+        )(*inputs)
+
+    return call
+
+
+def each_row(rows: int, body: Callable[[Array, Any], Any], start: Any) -> Any:
+    """Run `body(row, carry)` over a program's rows."""
+    first = pl.program_id(0) * rows
+    return jax.lax.fori_loop(0, rows, lambda i, carry: body(first + i, carry), start)
+
+
+def read(ref: Any, row: Array) -> Row:
+    """A row in float32."""
+    return ref[row, :].astype(jnp.float32)
+
+
+def write(ref: Any, row: Array, value: Row) -> Row:
+    """Round and store a row; returns it as it was stored, in float32."""
+    ref[row, :] = value.astype(ref.dtype)
+    return value.astype(ref.dtype).astype(jnp.float32)
+
+
+def keep_row(rate: Any, seeds: Any, length: int | None, row: Array, width: int) -> Any:
+    """What dropout multiplies a row by (the mask of `noise.drop`); 1 without a `length` of answers."""
+    if length is None:
+        return jnp.ones((), jnp.float32)
+    answer = row // length
+    place = ((row - answer * length) * width + jnp.arange(width, dtype=jnp.int32)).astype(jnp.uint32)
+    share = rate[0]
+    return jnp.where(kept(place, seeds[answer], share), scale(share), 0.0)
+
+
+def normalised(x: Row) -> tuple[Row, Scalar]:
+    """`(x - mean) / std`, and one over the std."""
+    centred = x - x.sum() / x.shape[0]
+    inverse = jax.lax.rsqrt((centred * centred).sum() / x.shape[0] + EPSILON)
+    return centred * inverse, inverse
+
+
+def norm_slope(slope: Row, unit: Row, inverse: Scalar) -> Row:
+    """The gradient before a normalisation, from the one after it."""
+    width = unit.shape[0]
+    return inverse * (slope - slope.sum() / width - unit * ((slope * unit).sum() / width))
