@@ -68,7 +68,9 @@ def write_store(
     writer = StoreWriter.create_or_resume(path, made, names)
     fields = rows_of_store(rows, seed)
     spoil(fields)
-    writer.write(0, {name: np.asarray(value, store_layout.dtype_of(made, name)) for name, value in fields.items()})
+    typed = {name: np.asarray(value, store_layout.dtype_of(made, name)) for name, value in fields.items()}
+    for part in list(writer.pending()):
+        writer.write(part.start, {name: value[part.start : part.stop] for name, value in typed.items()})
     writer.finish({"target": ["t"] * rows, "drafter": ["d"] * rows})
     store_layout.keep_head(path.parent, HEAD)
     return path

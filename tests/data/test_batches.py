@@ -1,11 +1,24 @@
 """Pairs: the masks of the contract, states that are refused, and validation by whole sequences."""
 
+from dataclasses import fields
+from pathlib import Path
+
+import ml_dtypes
 import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
 
 from tests.small_store import length_of, write_store
-from xmsd_jax.data.batches import LEAST_PAIRS, pair_masks, read_pairs, split_by_sequence
+from xmsd_jax.data.batches import (
+    LEAST_PAIRS,
+    Index,
+    keep_answers,
+    pair_masks,
+    read_index,
+    read_pairs,
+    split_by_sequence,
+    state_bytes,
+)
 from xmsd_jax.data.store import Store, StoreError
 
 
@@ -81,8 +94,47 @@ def test_rows_are_taken_in_the_order_asked_for(store):
     taken = pairs.take([7, 2])
     assert len(taken) == 2
     assert taken.target_len.tolist() == [length_of(7), length_of(2)]
+    assert taken.row.tolist() == [7, 2]
+    assert taken.take([True, False]).row.tolist() == [7], "a row stays the store's"
     assert_array_equal(taken.target[0], pairs.target[7])
     assert read_pairs(store, inputs="target", pairing=None).take([1]).drafter is None
+
+
+@pytest.mark.parametrize(("inputs", "pairing"), [("both", "index"), ("drafter", "synced"), ("target", None)])
+def test_an_index_is_the_pairs_without_their_states(store, inputs, pairing):
+    index, pairs = read_index(store, inputs=inputs, pairing=pairing), read_pairs(store, inputs=inputs, pairing=pairing)
+    assert {field.name for field in fields(pairs)} - {field.name for field in fields(index)} == {"drafter", "target"}
+    for field in fields(index):
+        assert_array_equal(getattr(index, field.name), getattr(pairs, field.name))
+    assert index.row.tolist() == list(range(store.rows))
+    assert index.row.dtype == np.int32
+
+
+def test_an_index_is_split_as_its_pairs_are(store):
+    parts = split_by_sequence(read_index(store, inputs="both", pairing="index"), 0.4, 2)
+    expected = split_by_sequence(read_pairs(store, inputs="both", pairing="index"), 0.4, 2)
+    for part, pairs in zip(parts, expected, strict=True):
+        assert isinstance(part, Index)
+        assert_array_equal(part.row, pairs.row)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_bytes_of_the_states_are_those_that_pairs_hold(tmp_path, dtype):
+    store = Store.open(write_store(tmp_path / "train", dtype=dtype))
+    pairs = read_pairs(store, inputs="both", pairing="index", as_stored=True)
+    assert state_bytes(store, "index") == pairs.drafter.nbytes + pairs.target.nbytes
+    assert state_bytes(store, None, rows=3) == pairs.target[:3].nbytes
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("value", [np.nan, -np.nan, np.inf, -np.inf])
+def test_every_kind_of_nan_and_infinity_is_seen_and_no_number_is_taken_for_one(dtype, value):
+    most = float(ml_dtypes.finfo(dtype).max)
+    states = np.array([[[most, -most]], [[0, -0.0]]], dtype)
+    keep_answers(states, np.array([1, 1]), np.arange(2), Path("train/target_hidden"))
+    states[1, 0, 1] = value
+    with pytest.raises(StoreError, match="row 9 of target_hidden"):
+        keep_answers(states, np.array([1, 1]), np.array([4, 9]), Path("train/target_hidden"))
 
 
 @pytest.mark.parametrize("share", [0.01, 0.4, 0.99])

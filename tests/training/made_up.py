@@ -20,6 +20,7 @@ def pairs(rows: int = 16, *, seed: int = 0, prefix: str = "train", index: bool =
     drafter_len = fields["drafter_len"] if index else target_len
     same, following = pair_masks(target_len, drafter_len, fields["target_ids"].shape[1], index=index)
     return Pairs(
+        row=np.arange(rows, dtype=np.int32),
         drafter=fields["drafter_hidden"].astype(np.float32),
         target=fields["target_hidden"].astype(np.float32),
         drafter_len=drafter_len,

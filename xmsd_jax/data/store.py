@@ -21,6 +21,7 @@ import tensorstore
 
 from xmsd_jax.data import store_layout as layout
 from xmsd_jax.data.manifest import FILE, Manifest, StoreError, read_manifest, require, write_json
+from xmsd_jax.data.row_reader import RowReader
 from xmsd_jax.data.store_layout import FIELDS
 
 __all__ = ["FIELDS", "Manifest", "Store", "StoreError", "StoreWriter"]
@@ -125,6 +126,7 @@ class Store:
         """Use `open`, which checks what it opens."""
         self.path, self.manifest = path, manifest
         self._arrays: dict[str, tensorstore.TensorStore] = {}
+        self._readers: dict[str, RowReader] = {}
         self._small: dict[str, np.ndarray] = {}
 
     @classmethod
@@ -170,10 +172,19 @@ class Store:
         Raises:
             StoreError: no such field, a row outside 0..rows-1, or damaged data (crc32c).
         """
-        if field not in self._arrays:
-            self._arrays[field] = layout.open_field(self.path, self.manifest, field)
         index = rows if isinstance(rows, slice) else self._checked(rows)
-        return layout.read(self.path, self._arrays[field], index)
+        return layout.read(self.path, self._array(field), index)
+
+    def reader(self, field: str) -> RowReader:
+        """Return the field's fast reader, always the same one: it remembers which rows it has verified.
+
+        Raises:
+            StoreError: no such field.
+            ValueError: a field of one number a row.
+        """
+        if field not in self._readers:
+            self._readers[field] = RowReader(self.path, self.manifest, field, self._array(field))
+        return self._readers[field]
 
     def token_ids(self, which: str, row: int) -> np.ndarray:
         """Return the answer of `which` ("target" or "drafter") in one row, int32[len], EOS included when emitted."""
@@ -194,6 +205,11 @@ class Store:
                 f"{self.manifest.head_fingerprint}: restore the file, or extract again with --fresh"
             )
         return weight
+
+    def _array(self, field: str) -> tensorstore.TensorStore:
+        if field not in self._arrays:
+            self._arrays[field] = layout.open_field(self.path, self.manifest, field)
+        return self._arrays[field]
 
     def _whole(self, field: str) -> np.ndarray:
         if field not in self._small:

@@ -1,6 +1,8 @@
 """How a store lies on disk: its fields, their zarr3 metadata, the size of every shard file, and the head's file."""
 
 import hashlib
+import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -45,6 +47,11 @@ def dtype_of(manifest: Manifest, field: str) -> np.dtype:
     return np.dtype(FIELDS[field][1] or manifest.dtype)
 
 
+def row_bytes(manifest: Manifest, field: str) -> int:
+    """Return the size of one row of a field in bytes."""
+    return math.prod(row_shape(manifest, field)) * dtype_of(manifest, field).itemsize
+
+
 def shards(rows: int, shard_rows: int) -> list[range]:
     """Return the row range of every shard; the last may be shorter."""
     return [range(start, min(start + shard_rows, rows)) for start in range(0, rows, shard_rows)]
@@ -59,7 +66,7 @@ def open_field(path: Path, manifest: Manifest, field: str, *, create: bool = Fal
     try:
         return tensorstore.open(_spec(path, manifest, field), open=True, create=create).result()
     except ValueError as error:
-        raise StoreError(f"{path / field}: {_first_line(error)}: {REPAIR}") from None
+        raise StoreError(f"{path / field}: {first_line(error)}: {REPAIR}") from None
 
 
 def read(path: Path, array: tensorstore.TensorStore, index: slice | np.ndarray) -> np.ndarray:
@@ -71,7 +78,7 @@ def read(path: Path, array: tensorstore.TensorStore, index: slice | np.ndarray) 
     try:
         return np.asarray(array[index].read().result())
     except ValueError as error:
-        raise StoreError(f"{path}: {_first_line(error)}: {REPAIR}") from None
+        raise StoreError(f"{path}: {first_line(error)}: {REPAIR}") from None
 
 
 def check_fields(path: Path, manifest: Manifest, fields: Mapping[str, np.ndarray], rows: int) -> None:
@@ -95,6 +102,26 @@ def check_files(path: Path, manifest: Manifest) -> None:
             if found != size:
                 received = "the file is missing" if found is None else f"{found} bytes"
                 raise StoreError(f"{file}: a shard of {size} bytes is expected; {received}: {REPAIR}")
+
+
+def shard_file(path: Path, field: str, number: int) -> Path:
+    """Return the file of a field's shard."""
+    return path.joinpath(field, "c", str(number), *["0"] * len(FIELDS[field][0]))
+
+
+def row_offsets(path: Path, manifest: Manifest, field: str, number: int) -> np.ndarray:
+    """Return where each row of a shard begins in its file, int64[shard_rows] bytes; fields of one row a chunk only.
+
+    The shard's index is not compared with its checksum here: tensorstore does so when it reads a row.
+
+    Raises:
+        OSError: the file cannot be read, or is shorter than its index.
+    """
+    size = manifest.shard_rows * INDEX_ENTRY_BYTES
+    with shard_file(path, field, number).open("rb") as file:
+        file.seek(-size - CRC_BYTES, os.SEEK_END)
+        entries = np.frombuffer(file.read(size), "<u8")
+    return entries.reshape(-1, 2)[:, 0].astype(np.int64)
 
 
 def head_fingerprint(weight: np.ndarray) -> str:
@@ -162,15 +189,15 @@ def _spec(path: Path, manifest: Manifest, field: str) -> dict[str, Any]:
 
 def _file_sizes(path: Path, manifest: Manifest, field: str) -> dict[Path, int]:
     """Return the file of every shard and its exact size: uncompressed chunks, each with its crc, and the index."""
-    row, inner = row_shape(manifest, field), _inner_rows(manifest, field)
-    chunk = inner * int(np.prod(row, dtype=np.int64)) * dtype_of(manifest, field).itemsize + CRC_BYTES
+    inner = _inner_rows(manifest, field)
+    chunk = inner * row_bytes(manifest, field) + CRC_BYTES
     index = manifest.shard_rows // inner * INDEX_ENTRY_BYTES + CRC_BYTES
-    zeros = ["0"] * len(row)
     return {
-        path.joinpath(field, "c", str(number), *zeros): -(-len(rows) // inner) * chunk + index
+        shard_file(path, field, number): -(-len(rows) // inner) * chunk + index
         for number, rows in enumerate(shards(manifest.rows, manifest.shard_rows))
     }
 
 
-def _first_line(error: ValueError) -> str:
+def first_line(error: ValueError) -> str:
+    """Return what tensorstore says without its trace and specification."""
     return str(error).splitlines()[0].split(" [tensorstore_spec")[0]
