@@ -61,6 +61,16 @@ class LayerNorm(nnx.LayerNorm):
         return total, self(total)
 
 
+def unit(x: Float[Array, "b t d"], y: Float[Array, "b t d"] | None = None) -> tuple[Array, Array]:
+    """`s = x + y` (x without y), and `(s - mean) / std`."""
+    if rows_are_fused(x.shape[-1], x.dtype):
+        from xmsd_jax.adapters.fused_norms import add_unit_fused, unit_fused
+
+        return (x, unit_fused(x)) if y is None else add_unit_fused(x, y)
+    total = x if y is None else x + y
+    return total, unit_rows(total).astype(x.dtype)
+
+
 def unit_rows(x: Float[Array, "... d"]) -> Float[Array, "... d"]:
     """`(x - mean) / std` over the last axis, in float32; the exact variance, as PyTorch computes it."""
     x = x.astype(jnp.float32)

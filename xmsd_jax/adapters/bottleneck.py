@@ -4,7 +4,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
-from xmsd_jax.adapters.blocks import Linear, blended, gelu_drop, kaiming_normal, layer_norm
+from xmsd_jax.adapters.blocks import Linear, blended, gelu_drop, kaiming_normal, layer_norm, unit
 from xmsd_jax.adapters.interface import ALPHA, Adapter, Facts, Sizes, Streams
 from xmsd_jax.adapters.noise import Noise, drop
 from xmsd_jax.adapters.tails import NormTail
@@ -22,9 +22,14 @@ class BottleneckBlock(nnx.Module):
         self.up = Linear(inner, width, use_bias=False, kernel_init=nnx.initializers.zeros, rngs=rngs)
         self.alpha = nnx.Param(jnp.asarray(ALPHA, jnp.float32))
 
-    def inner(self, x: Float[Array, "b t d"], noise: Noise | None) -> Float[Array, "b t d"]:
-        """What is added to x; alpha acts on the narrow side, where it costs nothing."""
-        narrow = gelu_drop(self.down(self.norm(x)), None, noise)
+    def inner(self, unit: Float[Array, "b t d"], noise: Noise | None) -> Float[Array, "b t d"]:
+        """What is added to x, from `(x - mean) / std`.
+
+        The norm's scale and shift are moved into Down, and alpha to the narrow side: there they cost next to nothing.
+        """
+        down, gain, shift = self.down.kernel[...], self.norm.scale[...], self.norm.bias[...]
+        y = unit @ (gain[:, None] * down.astype(jnp.float32)).astype(unit.dtype)
+        narrow = gelu_drop(y, shift @ down.astype(jnp.float32), noise)
         return self.up((self.alpha[...] * narrow.astype(jnp.float32)).astype(narrow.dtype))
 
 
@@ -42,9 +47,9 @@ class Bottleneck(Adapter):
         """See `Adapter`."""
         x, y = streams.drafter, None
         for number, block in enumerate(self.blocks):
-            x = x if y is None else x + y
-            y = block.inner(x, None if noise is None else noise.at(number))
-        return NormTail(x, y, jnp.ones(()), self.final_norm.scale[...], self.final_norm.bias[...], None)
+            x, before = unit(x, y)
+            y = block.inner(before, None if noise is None else noise.at(number))
+        return NormTail(x, y, None, self.final_norm.scale[...], self.final_norm.bias[...], None)
 
 
 class WideBlock(nnx.Module):

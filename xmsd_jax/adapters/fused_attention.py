@@ -20,6 +20,7 @@ from xmsd_jax.adapters.noise import Noise, kept, scale
 
 CHUNK = 128
 """Numbers of a head that are multiplied at once."""
+WARPS, STAGES = 4, 2
 
 
 def attend_fused(
@@ -50,15 +51,14 @@ def _attend_forward(packed, bias, real, seeds, rate, causal, noisy):  # noqa: AN
 
 def _attend_backward(causal, noisy, saved, slope):  # noqa: ANN001, ANN202
     packed = saved[0]
-    sums = jax.ShapeDtypeStruct((packed.shape[0], *packed.shape[2:]), jnp.float32)
-    towards, biases = _call(_backward, packed, causal, noisy, packed, sums)(slope, *saved)
-    return towards, biases.sum(0), None, None, None
+    towards = _call(_backward, packed, causal, noisy, packed, slope=True)(slope, *saved)
+    return towards, towards.astype(jnp.float32).sum((0, 1)), None, None, None
 
 
 _attend.defvjp(_attend_forward, _attend_backward)
 
 
-def _call(kernel, packed, causal, noisy, out, *sums):  # noqa: ANN001, ANN202
+def _call(kernel, packed, causal, noisy, out, *, slope=False):  # noqa: ANN001, ANN202
     rows, length, packs, width = packed.shape
     block = max(16, pl.next_power_of_2(length))
 
@@ -69,15 +69,13 @@ def _call(kernel, packed, causal, noisy, out, *sums):  # noqa: ANN001, ANN202
         return pl.BlockSpec(shape, lambda b, h: (0,) * len(shape))
 
     inputs = [answer(block, packs, width), whole(packs, width), answer(block), answer(), whole(1)]
-    outputs = [answer(block, *out.shape[2:]), *(answer(*x.shape[1:]) for x in sums)]
-    made = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (out, *sums)]
     return pl.pallas_call(
         functools.partial(kernel, length=length, causal=causal, noisy=noisy),
         grid=(rows, HEADS),
-        in_specs=([answer(block, HEADS, width)] if sums else []) + inputs,
-        out_specs=outputs if sums else outputs[0],
-        out_shape=made if sums else made[0],
-        compiler_params=plgpu.CompilerParams(num_warps=4, num_stages=2),
+        in_specs=([answer(block, HEADS, width)] if slope else []) + inputs,
+        out_specs=answer(block, *out.shape[2:]),
+        out_shape=jax.ShapeDtypeStruct(out.shape, out.dtype),
+        compiler_params=plgpu.CompilerParams(num_warps=WARPS, num_stages=STAGES),
         interpret=jax.default_backend() != "gpu",
         name=kernel.__name__.strip("_") + "_attention",
     )
@@ -94,7 +92,7 @@ def _forward(packed, bias, real, seed, rate, out, *, length, causal, noisy):  # 
         _store(out, head, chunk, inside, _dot(weights, value, 1, 0))
 
 
-def _backward(slope, packed, bias, real, seed, rate, out, sums, *, length, causal, noisy):  # noqa: ANN001, ANN202
+def _backward(slope, packed, bias, real, seed, rate, out, *, length, causal, noisy):  # noqa: ANN001, ANN202
     head, width = pl.program_id(1), packed.shape[-1]
     inside = jnp.arange(packed.shape[0]) < length
     weights, keep = _weights(_scores(packed, bias, head, inside), real, seed, rate, head, length, causal, noisy)
@@ -111,7 +109,6 @@ def _backward(slope, packed, bias, real, seed, rate, out, sums, *, length, causa
         above = _load(slope, head, chunk, inside)
         for which, value in enumerate((_dot(towards, key, 1, 0), _dot(towards, query, 0, 0), _dot(weights, above, 0, 0))):
             _store(out, which * HEADS + head, chunk, inside, value)
-            sums[which * HEADS + head, chunk] = value.sum(0)
 
 
 def _scores(packed, bias, head, inside):  # noqa: ANN001, ANN202

@@ -20,7 +20,6 @@ from xmsd_jax.adapters.row_kernels import (
     keep_row,
     norm_slope,
     normalised,
-    read,
     row_call,
     row_noise,
     write,
@@ -44,8 +43,8 @@ class Compared(NamedTuple):
 
 def norm_loss_fused(
     x: Array,
-    y: Array | None,
-    alpha: Array,
+    y: Array,
+    alpha: Array | None,
     gain: Array,
     shift: Array,
     noise: Noise | None,
@@ -55,15 +54,19 @@ def norm_loss_fused(
 ) -> tuple[Scalar, Float[Array, " b"]]:
     """Loss of `LN(x + alpha * drop(y)) * gain + shift` over pairs (t, t): its value, and its sum in each answer.
 
-    Gradients go to x, y, alpha, gain and shift. Only the value may be differentiated.
+    Without alpha it is the plain sum `x + y`. Gradients go to x, y, alpha, gain and shift. Only the value may be
+    differentiated.
     """
     shape, width = x.shape, x.shape[-1]
-    flat = [a.reshape(-1, width) for a in (x, x if y is None else y, compared.target)]
-    static = (None if noise is None else shape[1], y is not None, cosine)
-    each = _norm_loss(
-        *flat, alpha.reshape(1), gain, shift, row_noise(noise), compared.masks[0].reshape(-1), compared.scales, static
+    if alpha is None and noise is not None:
+        raise ValueError("dropout of a plain sum is not computed here; give alpha")
+    flat = [a.reshape(-1, width) for a in (x, y, compared.target)]
+    static = (None if noise is None else shape[1], alpha is not None, cosine)
+    share = jnp.ones(1) if alpha is None else alpha.reshape(1)
+    value, each = _norm_loss(
+        *flat, share, gain, shift, row_noise(noise), compared.masks[0].reshape(-1), compared.scales, static
     )
-    return each[0], each[1].reshape(shape[:2]).sum(1)
+    return value, each.reshape(shape[:2]).sum(1)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(9,))
@@ -72,9 +75,9 @@ def _norm_loss(x, y, target, alpha, gain, shift, noise, mask, scales, static):  
 
 
 def _norm_loss_rule(x, y, target, alpha, gain, shift, noise, mask, scales, static):  # noqa: ANN001, ANN202
-    _, adds, _ = static
+    scaled = static[1]
     outputs = [("each", F32), ("sums", F32), ("sums", F32), ("rows", x.dtype)]
-    outputs += [("rows", x.dtype), ("sum", F32)] if adds else []
+    outputs += [("rows", x.dtype), ("sum", F32)] if scaled else []
     call = row_call(partial(_norm_loss_kernel, static), x, outputs, name="norm_loss")
     each, gains, shifts, *towards = call(x, y, target, alpha, gain, shift, *noise, mask, scales)
     return ((each * scales[0]).sum(), each), (gains, shifts, towards)
@@ -84,7 +87,7 @@ def _norm_loss_back(static, saved, slopes):  # noqa: ANN001, ANN202
     gains, shifts, towards = saved
     outer = slopes[0]  # 1 where the value itself is differentiated, and then XLA drops the products
     x, *others = (a * outer.astype(a.dtype) for a in towards)
-    y, alpha = (others[0], others[1].sum().reshape(1)) if others else (jnp.zeros_like(x), jnp.zeros((1,), F32))
+    y, alpha = (others[0], others[1].sum().reshape(1)) if others else (x, jnp.zeros((1,), F32))
     return x, y, None, alpha, gains.sum(0) * outer, shifts.sum(0) * outer, None, None, None
 
 
@@ -93,7 +96,7 @@ _norm_loss.defvjp(_norm_loss_rule, _norm_loss_back)
 
 def _norm_loss_kernel(
     static: Any,
-    rows: int,
+    count: int,
     x: Any,
     y: Any,
     target: Any,
@@ -110,33 +113,33 @@ def _norm_loss_kernel(
     towards: Any,
     *added: Any,
 ) -> None:
-    length, adds, cosine = static
+    length, scaled, cosine = static
     width, share, weight = x.shape[1], alpha[0], scales[0]
-    gain_row, shift_row = gain[:], shift[:]
 
-    def body(row: Array, carry: tuple[Array, ...]) -> tuple[Array, ...]:
-        total = read(x, row)
-        if adds:
-            dropped = read(y, row) * keep_row(rate, seeds, length, row, width)
-            total += share * dropped
-        unit, inverse = normalised(total)
-        loss, slope = pair_loss(unit * gain_row + shift_row, read(target, row), cosine)
+    def body(row: Array, rows: Any, carry: tuple[Array, ...]) -> tuple[Array, ...]:
+        value, dropped, true = rows
+        if scaled:
+            dropped *= keep_row(rate, seeds, length, row, width)
+        unit, inverse = normalised(value + (share * dropped if scaled else dropped))
+        gain_row = gain[:]
+        loss, slope = pair_loss(unit * gain_row + shift[:], true, cosine)
         counts = mask[row]
         each[row] = loss * counts
         slope *= counts * weight
         own = norm_slope(slope * gain_row, unit, inverse)
         write(towards, row, own)
         sums = (carry[0] + slope * unit, carry[1] + slope)
-        if not adds:
+        if not scaled:
             return sums
         write(added[0], row, own * share * keep_row(rate, seeds, length, row, width))
         return *sums, carry[2] + (own * dropped).sum()
 
     blank = jnp.zeros(width, F32)
-    found = each_row(rows, body, (blank, blank, *([jnp.zeros((), F32)] if adds else [])))
+    start = (blank, blank, *([jnp.zeros((), F32)] if scaled else []))
+    found = each_row(count, lambda row: (x[row, :], y[row, :], target[row, :]), body, start)
     program = pl.program_id(0)
     gains[program, :], shifts[program, :] = found[0], found[1]
-    if adds:
+    if scaled:
         added[1][program] = found[2]
 
 
@@ -186,7 +189,7 @@ _blend_loss.defvjp(_blend_loss_rule, _blend_loss_back)
 
 def _blend_loss_kernel(
     cosines: tuple[float, float],
-    rows: int,
+    count: int,
     hidden: Any,
     y: Any,
     target: Any,
@@ -200,22 +203,27 @@ def _blend_loss_kernel(
     biases: Any,
     alphas: Any,
 ) -> None:
-    share, last, beside = alpha[0], y.shape[0] - 1, bias[:]
+    share, last = alpha[0], y.shape[0] - 1
 
-    def body(row: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
-        apart = read(y, row) + beside - read(hidden, row)
-        own = read(hidden, row) + share * apart
+    def load(row: Array) -> tuple[Array, ...]:
+        return y[row, :], hidden[row, :], target[row, :], target[jnp.minimum(row + 1, last), :]
+
+    def body(row: Array, rows: Any, carry: tuple[Array, Array]) -> tuple[Array, Array]:
+        value, start, *true = rows
+        apart = value + bias[:] - start
+        own = start + share * apart
         slope = jnp.zeros_like(own)
-        for which, (out, place) in enumerate(((same, row), (following, jnp.minimum(row + 1, last)))):
+        for which, out in enumerate((same, following)):
             counts = masks[which, row]
-            loss, part = pair_loss(own, read(target, place), cosines[which])
+            loss, part = pair_loss(own, true[which], cosines[which])
             out[row] = loss * counts
             slope += part * (counts * scales[which])
         write(towards, row, slope * share)
         return carry[0] + slope * share, carry[1] + (slope * apart).sum()
 
     program = pl.program_id(0)
-    biases[program, :], alphas[program] = each_row(rows, body, (jnp.zeros(y.shape[1], F32), jnp.zeros((), F32)))
+    start = (jnp.zeros(y.shape[1], F32), jnp.zeros((), F32))
+    biases[program, :], alphas[program] = each_row(count, load, body, start)
 
 
 def pair_loss(own: Row, true: Row, cosine: float) -> tuple[Scalar, Row]:

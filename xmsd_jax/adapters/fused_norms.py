@@ -19,7 +19,6 @@ from xmsd_jax.adapters.row_kernels import (
     keep_row,
     norm_slope,
     normalised,
-    read,
     row_call,
     row_noise,
     write,
@@ -45,6 +44,17 @@ def add_norm_fused(
     return total.reshape(x.shape), normed.reshape(x.shape)
 
 
+def unit_fused(x: Array) -> Array:
+    """`(x - mean) / std` over the last axis."""
+    return _unit(x.reshape(-1, x.shape[-1])).reshape(x.shape)
+
+
+def add_unit_fused(x: Array, y: Array) -> tuple[Array, Array]:
+    """`s = x + y`, and `(s - mean) / std`."""
+    total, unit = _add_unit(*(a.reshape(-1, x.shape[-1]) for a in (x, y)))
+    return total.reshape(x.shape), unit.reshape(x.shape)
+
+
 def gelu_drop_fused(y: Array, bias: Array, noise: Noise | None) -> Array:
     """`drop(GELU(y + bias))` of [b, t, d], with the exact erf."""
     length = None if noise is None else y.shape[1]
@@ -65,41 +75,107 @@ def _norm_back(saved: Any, slope: Any) -> tuple[Array, Array, Array]:
     x, gain, shift, wanted = saved
     slope = jnp.zeros(slope.shape, slope.dtype) if isinstance(slope, SymbolicZero) else slope
     outputs = [("sums", F32), ("sums", F32), *([("rows", x.dtype)] if wanted else [])]
-    gains, sums, *towards = row_call(_norm_back_kernel, x, outputs, name="norm_back")(
-        x, gain, slope
-    )
-    if len(shift) == 1:
-        shifts = sums.sum(0, keepdims=True)
-    else:
-        shifts = slope.reshape(-1, *shift.shape).astype(F32).sum(0)
+    call = row_call(_norm_back_kernel, x, outputs, name="norm_back", period=len(shift))
+    gains, sums, *towards = call(x, gain, slope)
+    shifts = sums.reshape(-1, *shift.shape).sum(0)
     return (towards[0] if wanted else jnp.zeros_like(x)), gains.sum(0), shifts
 
 
 _norm.defvjp(_norm_rule, _norm_back, symbolic_zeros=True)
 
 
-def _norm_kernel(rows: int, x: Any, gain: Any, shift: Any, out: Any) -> None:
+def _norm_kernel(count: int, x: Any, gain: Any, shift: Any, out: Any) -> None:
     scale, period = gain[:], shift.shape[0]
 
-    def body(row: Array, carry: int) -> int:
-        write(out, row, normalised(read(x, row))[0] * scale + shift[row % period, :])
+    def body(row: Array, rows: Any, carry: int) -> int:
+        write(out, row, normalised(rows[0])[0] * scale + shift[row % period, :])
         return carry
 
-    each_row(rows, body, 0)
+    each_row(count, lambda row: (x[row, :],), body, 0)
 
 
-def _norm_back_kernel(rows: int, x: Any, gain: Any, slope: Any, gains: Any, shifts: Any, *towards: Any) -> None:
+def _norm_back_kernel(count: int, x: Any, gain: Any, slope: Any, gains: Any, shifts: Any, *towards: Any) -> None:
     scale = gain[:]
 
-    def body(row: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
-        unit, inverse = normalised(read(x, row))
-        above = read(slope, row)
+    def body(row: Array, rows: Any, carry: tuple[Array, Array]) -> tuple[Array, Array]:
+        value, above = rows
+        unit, inverse = normalised(value)
         if towards:
             write(towards[0], row, norm_slope(above * scale, unit, inverse))
         return carry[0] + above * unit, carry[1] + above
 
     blank = jnp.zeros(x.shape[1], F32)
-    _store_sums(each_row(rows, body, (blank, blank)), (gains, shifts))
+    _store_sums(each_row(count, lambda row: (x[row, :], slope[row, :]), body, (blank, blank)), (gains, shifts))
+
+
+@jax.custom_vjp
+def _unit(x: Array) -> Array:
+    return row_call(_unit_kernel, x, [("rows", x.dtype)], name="unit")(x)[0]
+
+
+def _unit_rule(x: Any) -> tuple[Array, Any]:
+    return _unit(x.value), (x.value, x.perturbed)
+
+
+def _unit_back(saved: Any, slope: Any) -> tuple[Array]:
+    x, wanted = saved
+    if not wanted or isinstance(slope, SymbolicZero):
+        return (jnp.zeros_like(x),)
+    return (row_call(_unit_back_kernel, x, [("rows", x.dtype)], name="unit_back")(x, slope)[0],)
+
+
+_unit.defvjp(_unit_rule, _unit_back, symbolic_zeros=True)
+
+
+def _unit_kernel(count: int, x: Any, out: Any) -> None:
+    def body(row: Array, rows: Any, carry: int) -> int:
+        write(out, row, normalised(rows[0])[0])
+        return carry
+
+    each_row(count, lambda row: (x[row, :],), body, 0)
+
+
+def _unit_back_kernel(count: int, x: Any, slope: Any, towards: Any) -> None:
+    def body(row: Array, rows: Any, carry: int) -> int:
+        write(towards, row, norm_slope(rows[1], *normalised(rows[0])))
+        return carry
+
+    each_row(count, lambda row: (x[row, :], slope[row, :]), body, 0)
+
+
+@jax.custom_vjp
+def _add_unit(x: Array, y: Array) -> tuple[Array, Array]:
+    total, unit = row_call(_add_unit_kernel, x, [("rows", x.dtype)] * 2, name="add_unit")(x, y)
+    return total, unit
+
+
+def _add_unit_rule(x: Array, y: Array) -> tuple[tuple[Array, Array], Array]:
+    total, unit = _add_unit(x, y)
+    return (total, unit), total
+
+
+def _add_unit_back(total: Array, slopes: tuple[Array, Array]) -> tuple[Array, Array]:
+    towards = row_call(_add_unit_back_kernel, total, [("rows", total.dtype)], name="add_unit_back")(total, *slopes)[0]
+    return towards, towards
+
+
+_add_unit.defvjp(_add_unit_rule, _add_unit_back)
+
+
+def _add_unit_kernel(count: int, x: Any, y: Any, total: Any, out: Any) -> None:
+    def body(row: Array, rows: Any, carry: int) -> int:
+        write(out, row, normalised(write(total, row, rows[0] + rows[1]))[0])
+        return carry
+
+    each_row(count, lambda row: (x[row, :], y[row, :]), body, 0)
+
+
+def _add_unit_back_kernel(count: int, total: Any, beside: Any, slope: Any, towards: Any) -> None:
+    def body(row: Array, rows: Any, carry: int) -> int:
+        write(towards, row, rows[1] + norm_slope(rows[2], *normalised(rows[0])))
+        return carry
+
+    each_row(count, lambda row: (total[row, :], beside[row, :], slope[row, :]), body, 0)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(6,))
@@ -126,31 +202,34 @@ def _add_norm_back(length: int | None, saved: Any, slopes: tuple[Array, Array]) 
 _add_norm.defvjp(_add_norm_rule, _add_norm_back)
 
 
-def _add_norm_kernel(length, rows, x, y, bias, gain, shift, rate, seeds, total, out) -> None:  # noqa: ANN001
+def _add_norm_kernel(length, count, x, y, bias, gain, shift, rate, seeds, total, out) -> None:  # noqa: ANN001
     scale, offset, beside, width = gain[:], shift[:], bias[:], x.shape[1]
 
-    def body(row: Array, carry: int) -> int:
-        value = read(x, row) + (read(y, row) + beside) * keep_row(rate, seeds, length, row, width)
+    def body(row: Array, rows: Any, carry: int) -> int:
+        value = rows[0] + (rows[1] + beside) * keep_row(rate, seeds, length, row, width)
         write(out, row, normalised(write(total, row, value))[0] * scale + offset)
         return carry
 
-    each_row(rows, body, 0)
+    each_row(count, lambda row: (x[row, :], y[row, :]), body, 0)
 
 
-def _add_norm_back_kernel(length, rows, total, gain, beside, slope, rate, seeds, biases, gains, shifts, *towards):  # noqa: ANN001, ANN202
+def _add_norm_back_kernel(length, count, total, gain, beside, slope, rate, seeds, biases, gains, shifts, *towards):  # noqa: ANN001, ANN202
     scale, width = gain[:], total.shape[1]
 
-    def body(row: Array, carry: tuple[Array, ...]) -> tuple[Array, ...]:
-        unit, inverse = normalised(read(total, row))
-        above = read(slope, row)
-        own = read(beside, row) + norm_slope(above * scale, unit, inverse)
+    def body(row: Array, rows: Any, carry: tuple[Array, ...]) -> tuple[Array, ...]:
+        value, outer, above = rows
+        unit, inverse = normalised(value)
+        own = outer + norm_slope(above * scale, unit, inverse)
         write(towards[0], row, own)
         if length is not None:
             own *= keep_row(rate, seeds, length, row, width)
             write(towards[1], row, own)
         return carry[0] + own, carry[1] + above * unit, carry[2] + above
 
-    _store_sums(each_row(rows, body, (jnp.zeros(width, F32),) * 3), (biases, gains, shifts))
+    found = each_row(
+        count, lambda row: (total[row, :], beside[row, :], slope[row, :]), body, (jnp.zeros(width, F32),) * 3
+    )
+    _store_sums(found, (biases, gains, shifts))
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(3,))
@@ -174,29 +253,42 @@ def _gelu_drop_back(length, saved, slope):  # noqa: ANN001, ANN202
 _gelu_drop.defvjp(_gelu_drop_rule, _gelu_drop_back)
 
 
-def _gelu_drop_kernel(length, rows, y, bias, rate, seeds, out) -> None:  # noqa: ANN001
+def _gelu_drop_kernel(length, count, y, bias, rate, seeds, out) -> None:  # noqa: ANN001
     beside, width = bias[:], y.shape[1]
 
-    def body(row: Array, carry: int) -> int:
-        value = read(y, row) + beside
-        value = value * 0.5 * (1.0 + jax.lax.erf(value * _SQRT_HALF))
-        write(out, row, value * keep_row(rate, seeds, length, row, width))
+    def body(row: Array, rows: Any, carry: int) -> int:
+        value = rows[0] + beside
+        write(out, row, value * _normal_cdf(value)[0] * keep_row(rate, seeds, length, row, width))
         return carry
 
-    each_row(rows, body, 0)
+    each_row(count, lambda row: (y[row, :],), body, 0)
 
 
-def _gelu_drop_back_kernel(length, rows, y, bias, slope, rate, seeds, biases, towards) -> None:  # noqa: ANN001
+def _gelu_drop_back_kernel(length, count, y, bias, slope, rate, seeds, biases, towards) -> None:  # noqa: ANN001
     beside, width = bias[:], y.shape[1]
 
-    def body(row: Array, carry: tuple[Array]) -> tuple[Array]:
-        value = read(y, row) + beside
-        steep = 0.5 * (1.0 + jax.lax.erf(value * _SQRT_HALF)) + value * _DENSITY * jnp.exp(-0.5 * value * value)
-        own = read(slope, row) * keep_row(rate, seeds, length, row, width) * steep
+    def body(row: Array, rows: Any, carry: tuple[Array]) -> tuple[Array]:
+        value = rows[0] + beside
+        share, bell = _normal_cdf(value)
+        steep = share + value * _DENSITY * bell
+        own = rows[1] * keep_row(rate, seeds, length, row, width) * steep
         write(towards, row, own)
         return (carry[0] + own,)
 
-    _store_sums(each_row(rows, body, (jnp.zeros(width, F32),)), (biases,))
+    found = each_row(count, lambda row: (y[row, :], slope[row, :]), body, (jnp.zeros(width, F32),))
+    _store_sums(found, (biases,))
+
+
+def _normal_cdf(x: Array) -> tuple[Array, Array]:
+    """The normal distribution up to x within 1e-7, and `exp(-x^2 / 2)`: erf after Abramowitz & Stegun 7.1.26.
+
+    Pallas has no erf for Triton.
+    """
+    bell = jnp.exp(-0.5 * x * x)
+    t = 1.0 / (1.0 + (0.3275911 * _SQRT_HALF) * jnp.abs(x))
+    series = t * (0.254829592 + t * (-0.284496736 + t * (1.421413741 + t * (-1.453152027 + t * 1.061405429))))
+    tail = 0.5 * series * bell
+    return jnp.where(x < 0, tail, 1.0 - tail), bell
 
 
 def _store_sums(found: tuple[Array, ...], refs: tuple[Any, ...]) -> None:

@@ -1,7 +1,7 @@
 """Dropout whose masks are computed where they are used, by a hash of the place, and never stored.
 
 A mask depends on the answer's seed, the place in the network and the place in the answer alone. So it is the same on
-one device and on many, in a fused kernel and outside, forward and backward; and it costs about twenty integer
+one device and on many, in a fused kernel and outside, forward and backward; and it costs about a dozen integer
 operations an element instead of memory traffic.
 """
 
@@ -46,7 +46,7 @@ def drop(x: Float[Array, "b ..."], noise: Noise | None) -> Float[Array, "b ..."]
 
 def kept(place: UInt32[Array, "..."], seed: UInt32[Array, "..."], rate: Float[Array, ""]) -> Bool[Array, "..."]:
     """Which places of an answer stay; also inside kernels."""
-    bits = mixed(mixed(place * jnp.uint32(_GOLDEN) + seed) ^ seed)
+    bits = mixed(place * jnp.uint32(_GOLDEN) ^ seed)
     return bits >= (rate * 4294967296.0).astype(jnp.uint32)
 
 

@@ -6,6 +6,7 @@ over positions (of scales and shifts) stay in registers and are written once a p
 """
 
 import functools
+import os
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -18,8 +19,8 @@ from jaxtyping import Array, Float, UInt32
 from xmsd_jax.adapters.interface import EPSILON
 from xmsd_jax.adapters.noise import Noise, kept, scale
 
-ROWS = 8
-"""Positions a program works through, where they divide."""
+PROGRAMS_A_CORE = int(os.environ.get("PAC", "2"))
+WARPS = int(os.environ.get("WARPS", "8"))
 Row = Float[Array, " d"]
 Scalar = Float[Array, ""]
 
@@ -39,15 +40,16 @@ def row_noise(noise: Noise | None) -> RowNoise:
 
 
 def row_call(
-    kernel: Callable[..., None], like: Array, outputs: Sequence[tuple[str, Any]], *, name: str
+    kernel: Callable[..., None], like: Array, outputs: Sequence[tuple[str, Any]], *, name: str, period: int = 1
 ) -> Callable[..., list[Array]]:
-    """A call of `kernel(rows of a program, inputs..., outputs...)` over the positions of `like` [n, d].
+    """A call of `kernel(count, inputs..., outputs...)` over the positions of `like` [n, d].
 
     Inputs are whole arrays. Outputs are "rows" [n, d], "each" [n], "sums" [programs, d] or "sum" [programs] of a dtype.
+    A program works on every `programs`-th position; their number is a multiple of `period`.
     """
     count, width = like.shape
-    rows = next(r for r in (ROWS, 4, 2, 1) if count % r == 0)
-    shapes = {"rows": (count, width), "each": (count,), "sums": (count // rows, width), "sum": (count // rows,)}
+    programs = max(min(PROGRAMS_A_CORE * _cores(), count) // period, 1) * period
+    shapes = {"rows": (count, width), "each": (count,), "sums": (programs, width), "sum": (programs,)}
     made = [jax.ShapeDtypeStruct(shapes[which], dtype) for which, dtype in outputs]
 
     def whole(shape: tuple[int, ...]) -> pl.BlockSpec:
@@ -55,12 +57,12 @@ def row_call(
 
     def call(*inputs: Array) -> list[Array]:
         return pl.pallas_call(
-            functools.partial(kernel, rows),
-            grid=(count // rows,),
+            functools.partial(kernel, count),
+            grid=(programs,),
             in_specs=[whole(x.shape) for x in inputs],
             out_specs=[whole(x.shape) for x in made],
             out_shape=made,
-            compiler_params=plgpu.CompilerParams(num_warps=8, num_stages=1),
+            compiler_params=plgpu.CompilerParams(num_warps=WARPS, num_stages=1),
             interpret=jax.default_backend() != "gpu",
             name=name,
         )(*inputs)
@@ -68,15 +70,25 @@ def row_call(
     return call
 
 
-def each_row(rows: int, body: Callable[[Array, Any], Any], start: Any) -> Any:
-    """Run `body(row, carry)` over a program's rows."""
-    first = pl.program_id(0) * rows
-    return jax.lax.fori_loop(0, rows, lambda i, carry: body(first + i, carry), start)
+@functools.cache
+def _cores() -> int:
+    """Multiprocessors of the GPU; where there is none, what an H100 has."""
+    return getattr(jax.local_devices()[0], "core_count", None) or 132
 
 
-def read(ref: Any, row: Array) -> Row:
-    """A row in float32."""
-    return ref[row, :].astype(jnp.float32)
+def each_row(
+    count: int, load: Callable[[Array], tuple[Array, ...]], body: Callable[[Array, tuple[Array, ...], Any], Any], start: Any
+) -> Any:
+    """Run `body(row, load(row), carry)` over a program's rows of `count`; the next row is read while one is worked on."""
+    program, programs = pl.program_id(0), pl.num_programs(0)
+    own = (count - program + programs - 1) // programs
+
+    def turn(i: Array, carry: tuple[Any, Any]) -> tuple[Any, Any]:
+        loaded, rest = carry
+        coming = load(jnp.minimum(program + (i + 1) * programs, count - 1))
+        return coming, body(program + i * programs, tuple(x.astype(jnp.float32) for x in loaded), rest)
+
+    return jax.lax.fori_loop(0, own, turn, (load(program), start))[1]
 
 
 def write(ref: Any, row: Array, value: Row) -> Row:

@@ -20,18 +20,19 @@ class Plain(NamedTuple):
 
 
 class NormTail(NamedTuple):
-    """`LN(x + alpha * drop(y)) * gain + shift`."""
+    """`LN(x + alpha * drop(y)) * gain + shift`; without alpha the plain sum."""
 
     x: Float[Array, "b t d"]
     y: Float[Array, "b t d"]
-    alpha: Float[Array, ""]
+    alpha: Float[Array, ""] | None
     gain: Float[Array, " d"]
     shift: Float[Array, " d"]
     noise: Noise | None
 
     def predicted(self) -> Float[Array, "b t d"]:
         """The predicted states, summed in float32."""
-        total = self.x.astype(jnp.float32) + self.alpha * drop(self.y, self.noise).astype(jnp.float32)
+        added = drop(self.y, self.noise).astype(jnp.float32)
+        total = self.x.astype(jnp.float32) + (added if self.alpha is None else self.alpha * added)
         return (unit_rows(total) * self.gain + self.shift).astype(self.x.dtype)
 
 
