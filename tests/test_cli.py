@@ -220,6 +220,7 @@ def test_help_of_stages_names_the_fields_of_their_sections(capsys):
     for name, fields in {
         "study": ("--adapters <", "--live.gamma <", "--live.timed <", "--validation <"),
         "proxy": ("--original <", "--costs <", "--evaluation <"),
+        "simulate": ("--costs <", "--imposed <", "--gamma <"),
         "benchmark": ("--training <", "--live.prefill_draft_len <"),
     }.items():
         assert cli.main([name, "--help"]) == 0

@@ -44,6 +44,7 @@ class Study:
     live: Live = Live(gamma=3)
     source: World | Files = World()
     sizes: dict[str, int] = dataclasses.field(default_factory=lambda: {"train": 8, "test": 2})
+    passes: dict[int, float] = dataclasses.field(default_factory=dict)
     gammas: tuple[int, ...] = (1, 2)
     pair: tuple[str, float] = ("a", 1.0)
     note: str | None = None
@@ -101,6 +102,9 @@ def test_a_section_in_part_keeps_the_rest_of_its_default():
         ("sizes: [1]", "sizes", "key: value"),
         ("sizes: {1: 2}", "sizes.1", "put it in quotes"),
         ("sizes: {train: 1.5}", "sizes.train", "a whole number"),
+        ("passes: {'6': 1.5}", "passes.6", "write a plain number"),
+        ("passes: {true: 1.5}", "passes.True", "write a plain number"),
+        ("passes: {6: fast}", "passes.6", "a number"),
         ("folder: 3", "folder", "put it in quotes"),
         ("folder: ''", "folder", "a path"),
         ("level: true", "level", "expected one of 1, 2"),
@@ -232,6 +236,7 @@ studies = st.builds(
     source=st.builds(World, kind=st.just("world"), contrast=numbers)
     | st.builds(Files, kind=st.just("files"), paths=st.lists(paths, max_size=3).map(tuple)),
     sizes=st.dictionaries(names, st.integers(), max_size=3),
+    passes=st.dictionaries(st.integers(), numbers, max_size=3),
     gammas=st.lists(st.integers(), max_size=3).map(tuple),
     pair=st.tuples(names, numbers),
     note=st.none() | names,

@@ -52,6 +52,11 @@ STAGES = {
             name="proxy", config="ProxyConfig", purpose="predicted speed-up over the draft length, from measured parts"
         ),
         StageEntry(
+            name="simulate",
+            config="SimulateConfig",
+            purpose="expected speed-up over the draft length of each drafter, from a store and a cost file",
+        ),
+        StageEntry(
             name="study",
             config="StudyConfig",
             purpose="all adapters on one store: train, judge, predict, decode, report",

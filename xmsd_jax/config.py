@@ -3,7 +3,7 @@
 A config says what a run does, so nothing in it is guessed: an unknown key, a missing one, a wrong type or a number that
 YAML reads as text (`1e-4`) is a `ConfigError` that names the file, the dotted field and the remedy.
 Field types: bool, int, float (finite), str, Path, None, Literal, `X | Y`, tuple[X, ...], tuple[X, Y], dict[str, X],
-Any, and other dataclasses. A section that is given in part keeps the rest of the field's default.
+dict[int, X], Any, and other dataclasses. A section that is given in part keeps the rest of the field's default.
 """
 
 import dataclasses

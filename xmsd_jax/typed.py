@@ -169,12 +169,17 @@ def _tuple(arguments: tuple[Any, ...], value: Any, place: Place) -> tuple[Any, .
 def _mapping(arguments: tuple[Any, ...], value: Any, place: Place, default: Any) -> dict[str, Any]:
     if not isinstance(value, Mapping):
         raise place.error(f"expected 'key: value' lines, got {shown(value)}")
-    wrong = next((key for key in value if not isinstance(key, str)), None)
+    wrong = next((key for key in value if not _is_key(arguments[0], key)), None)
     if wrong is not None:
-        raise place.child(wrong).error(f"a key must be text, got {shown(wrong)}; put it in quotes")
+        remedy = "write a plain number" if arguments[0] is int else "put it in quotes"
+        raise place.child(wrong).error(f"a key must be {type_name(arguments[0])}, got {shown(wrong)}; {remedy}")
     one_key = _is_override(value) and isinstance(default, Mapping)  # `--sizes.train 3` leaves the other keys alone
     given = {key: convert(arguments[1], item, place.child(key, item)) for key, item in value.items()}
     return {**default, **given} if one_key else given
+
+
+def _is_key(annotation: Any, key: Any) -> bool:
+    return type(key) is int if annotation is int else isinstance(key, str)
 
 
 def _scalar(annotation: Any, value: Any, place: Place) -> Any:

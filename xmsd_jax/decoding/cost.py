@@ -201,11 +201,12 @@ def best_gamma(
     prefill_draft_len: int = 0,
     first_pass: Any | None = None,
     lane_steps: Callable[[int], Any] | None = None,
+    gammas: Sequence[int] | None = None,
     seed: int = 0,
 ) -> GammaChoice:
     """Predict every gamma from 0 (plain decoding after phase 1) to `anchors.gamma`; ties go to the smaller one.
 
-    `lane_steps` gives the drafter steps of phase 2 (`predict`) at a gamma.
+    `gammas`: those alone, in ascending order. `lane_steps` gives the drafter steps of phase 2 (`predict`) at a gamma.
     Walks start after the free prefix of `anchors`, so `anchors.free` must be of the phase 1 that is asked for.
     Raises UserError where `parts` lacks a length that some gamma needs.
     """
@@ -213,7 +214,7 @@ def best_gamma(
         raise ValueError("without phase 1 nothing is free, but the anchors hold a free prefix; name its prefill_mode")
     base = baseline(parts, anchors.target_len)
     speedups = {}
-    for gamma in range(anchors.gamma + 1):
+    for gamma in range(anchors.gamma + 1) if gammas is None else gammas:
         passes = anchors.walk(gamma).iterations if gamma else np.zeros_like(anchors.target_len)
         idle_lane = gamma == 0 and prefill_mode == "none"  # then nobody drafts, and the drafter model is not run
         own = replace(parts, drafter_vision=0.0, drafter_prefill=0.0) if idle_lane else parts

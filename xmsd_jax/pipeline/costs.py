@@ -54,7 +54,7 @@ def measure_parts(
             **(lane if _uses_lane(pair, row) else {}),
             **(drafting[row.drafter] if row.drafter else {}),
             adapter=early[row.first] if row.first else 0.0,
-            drafter_step=step if _steps(row) else 0.0,
+            drafter_step=step if steps(row) else 0.0,
         )
         for row in rows
     }
@@ -80,7 +80,7 @@ def _uses_lane(pair: LivePair, row: DraftRow) -> bool:
     return any(getattr(drafter, "lane", None) for drafter in (pair.early_drafter(row), pair.late_drafter(row)))
 
 
-def _steps(row: DraftRow) -> bool:
+def steps(row: DraftRow) -> bool:
     """Whether the row walks along the drafter's own answer, token by token."""
     return (row.drafter or "").endswith("(own)") or (row.first is not None and row.first not in TEXT)
 

@@ -100,8 +100,13 @@ def part_rows(row: str, parts: Mapping[str, np.ndarray], *, kind: Kind, settings
     ]
 
 
-def by_gamma(parts: Parts, expected: Expected, sequences: Sequence[str]) -> GammaChoice | None:
-    """Predicted speed-up over plain decoding at each draft length that was measured; None for a row without phase 2."""
+def by_gamma(
+    parts: Parts, expected: Expected, sequences: Sequence[str], gammas: Sequence[int] | None = None
+) -> GammaChoice | None:
+    """Predicted speed-up over plain decoding at each draft length up to the longest measured one, or at `gammas`.
+
+    None for a row without phase 2.
+    """
     if expected.anchors is None:
         return None
     return best_gamma(
@@ -109,6 +114,7 @@ def by_gamma(parts: Parts, expected: Expected, sequences: Sequence[str]) -> Gamm
         parts,
         sequences=sequences,
         lane_steps=expected.lane_steps if expected.own else None,
+        gammas=gammas,
         **phase_1(expected),
     )
 

@@ -30,8 +30,9 @@ def share_groups(rows: Sequence[Row]) -> tuple[Group, ...]:
 
 
 def gamma_groups(rows: Sequence[Row]) -> tuple[Group, ...]:
-    """Rows of predicted speed-ups over draft lengths by clips: a line a drafter."""
-    return gathered(of_metric(rows, "speedup_by_gamma"), lambda row: row.metric, apart=("best",))
+    """Rows of predicted speed-ups over draft lengths by clips: a line a drafter; an imposed acceptance is none."""
+    known = [row for row in of_metric(rows, "speedup_by_gamma") if row.kind != "imposed"]
+    return gathered(known, lambda row: row.metric, apart=("best",))
 
 
 def share_figure(group: Group) -> Markup:

@@ -34,12 +34,13 @@ class Look:
 
 @dataclass(frozen=True, kw_only=True)
 class Series:
-    """One line. `band`: lower and upper ends of its intervals, or nothing."""
+    """One line. `band`: lower and upper ends of its intervals, or nothing. `end`: words above its last point."""
 
     look: Look
     xs: tuple[float, ...]
     ys: tuple[float, ...]
     band: tuple[tuple[float, ...], tuple[float, ...]] | None = None
+    end: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +106,8 @@ def draw(plot: Plot) -> Markup:
     )
     marked = [series for series in plot.series if len(series.xs) <= _MARKED]
     marks = [_mark(series.look, plot.x.at(x), plot.y.at(y)) for series in marked for x, y in _points(series)]
-    labels = [*_x_labels(plot), *_y_labels(plot.y)]
+    ends = [_end_label(plot, series) for series in plot.series if series.end]
+    labels = [*_x_labels(plot), *_y_labels(plot.y), *ends]
     picture = tag(
         "svg", *grid, *level, *chosen, stretched, *marks, *labels,
         width="100%", height=plot.height, role="img", aria_label=plot.said,
@@ -155,6 +157,11 @@ def _mark(look: Look, x: float, y: float) -> Markup | None:
 
 def _shape(look: Look) -> Markup:
     return tag("path", d=SHAPES[look.shape], class_=f"mark {look.key}")
+
+
+def _end_label(plot: Plot, series: Series) -> Markup:
+    x, y = f"{plot.x.at(series.xs[-1]):.2f}%", f"{100 - plot.y.at(series.ys[-1]):.2f}%"
+    return tag("text", series.end, x=x, y=y, dx=-5, dy=-4, text_anchor="end")
 
 
 def _across(axis: Axis, value: float, class_: str) -> Markup:

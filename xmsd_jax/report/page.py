@@ -63,7 +63,7 @@ def page(
         ),
         tag("footer", tag("p", "Made by xmsd from results.json, traces and gallery of one run.")),
     ]
-    return f"<!doctype html>\n{tag('html', _head(title), tag('body', *body), lang='en')}\n"
+    return f"<!doctype html>\n{tag('html', head(title), tag('body', *body), lang='en')}\n"
 
 
 def style() -> str:
@@ -71,7 +71,8 @@ def style() -> str:
     return (files("xmsd_jax.report") / "style.css").read_text(encoding="utf-8")
 
 
-def _head(title: str) -> Markup:
+def head(title: str) -> Markup:
+    """The head of a page: the browser is told to fetch nothing; the style sheet is inline."""
     return tag(
         "head",
         tag("meta", charset="utf-8"),
@@ -90,14 +91,14 @@ def _lead(title: str, summary: Summary, provenance: Mapping[str, Any]) -> list[M
     tiles = [tag("li", tag("b", value), tag("span", words)) for value, words in figures]
     return [
         tag("h1", title),
-        tag("p", _what_was_run(provenance), class_="run"),
+        tag("p", what_was_run(provenance), class_="run"),
         tag("p", first, class_="lead"),
         *(tag("p", sentence, class_="also") for sentence in others),
         tag("ul", *tiles, class_="tiles") if tiles else None,
     ]
 
 
-def _what_was_run(provenance: Mapping[str, Any]) -> Markup:
+def what_was_run(provenance: Mapping[str, Any]) -> Markup:
     """Date, machine, commit and command in one line."""
     git = provenance.get("git") or {}
     commit = f"commit {git['commit'][:10]}{' with changes' * bool(git.get('dirty'))}" if git.get("commit") else None
