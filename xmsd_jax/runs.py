@@ -13,7 +13,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
@@ -198,14 +198,20 @@ def _read_marker(path: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {"key": None}
 
 
-def progress(iterable: Iterable[T], *, total: int | None = None, label: str) -> Iterator[T]:
-    """Pass the items on, showing how far it is on stderr: a bar on a terminal, else a line every 10 %."""
+def progress(
+    iterable: Iterable[T], *, total: int | None = None, label: str | Callable[[], str]
+) -> Iterator[T]:
+    """Pass the items on, showing how far it is on stderr: a bar on a terminal, else a line every 10 %.
+
+    A `label` that may be called is asked anew for each item.
+    """
     if total is None and hasattr(iterable, "__len__"):
         total = len(iterable)  # type: ignore[arg-type]
-    return _bar(iterable, total, label) if sys.stderr.isatty() else _lines(iterable, total, label)
+    told = label if callable(label) else lambda: label
+    return _bar(iterable, total, told) if sys.stderr.isatty() else _lines(iterable, total, told)
 
 
-def _bar(iterable: Iterable[T], total: int | None, label: str) -> Iterator[T]:
+def _bar(iterable: Iterable[T], total: int | None, label: Callable[[], str]) -> Iterator[T]:
     from rich.console import Console  # here, not above: 0.1 s that `xmsd --help` must not pay
     from rich.progress import (
         BarColumn,
@@ -219,10 +225,13 @@ def _bar(iterable: Iterable[T], total: int | None, label: str) -> Iterator[T]:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     times = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
     with Progress(*columns, *times, console=Console(stderr=True)) as bar:
-        yield from bar.track(iterable, total=total, description=label)
+        task = bar.add_task(label(), total=total)
+        for item in iterable:
+            yield item
+            bar.update(task, advance=1, description=label())
 
 
-def _lines(iterable: Iterable[T], total: int | None, label: str) -> Iterator[T]:
+def _lines(iterable: Iterable[T], total: int | None, label: Callable[[], str]) -> Iterator[T]:
     start, shown = time.perf_counter(), 0
     for count, item in enumerate(iterable, 1):
         yield item
@@ -230,4 +239,4 @@ def _lines(iterable: Iterable[T], total: int | None, label: str) -> Iterator[T]:
         if tenth > shown:
             shown = tenth
             seconds = time.perf_counter() - start
-            print(f"{label}: {count}/{total} ({seconds:.0f} s)", file=sys.stderr, flush=True)
+            print(f"{label()}: {count}/{total} ({seconds:.0f} s)", file=sys.stderr, flush=True)

@@ -3,6 +3,7 @@
 import json
 import shutil
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -15,16 +16,18 @@ from xmsd_jax.adapters.kinds import kind_of, make
 from xmsd_jax.adapters.rollout import Mode
 from xmsd_jax.adapters.token_head import TokenHead
 from xmsd_jax.config import ConfigError, UserError, dump
-from xmsd_jax.data.batches import Pairs, read_pairs, split_by_sequence
+from xmsd_jax.data.batches import read_index, split_by_sequence
 from xmsd_jax.data.store import Store
 from xmsd_jax.pipeline.rows import drafter_name
 from xmsd_jax.runs import Run, provenance, stage_key, write_text
 from xmsd_jax.training.checkpoints import Checkpoints
 from xmsd_jax.training.curves import Curves
 from xmsd_jax.training.history import Epoch, columns, rows_of
-from xmsd_jax.training.loop import ACCEPTED, Trained, train
+from xmsd_jax.training.engine import Engine
+from xmsd_jax.training.loop import ACCEPTED, Trained, check_pairs, train
 from xmsd_jax.training.losses import Objective
 from xmsd_jax.training.recipe import Recipe
+from xmsd_jax.training.sources import Source, store_source
 
 STAGE = "train"
 ADAPTER, HISTORY, CHECKPOINTS, TENSORBOARD = "adapter", "history.json", "checkpoints", "tensorboard"
@@ -51,6 +54,7 @@ class TrainConfig:
     validation: Path | None = None
     validation_share: float = 0.1
     recipe: Recipe = field(default_factory=Recipe)
+    engine: Engine = field(default_factory=Engine)
 
     def __post_init__(self) -> None:
         """Raise ConfigError for settings that the kind does not have; fill in the default pairing."""
@@ -111,19 +115,24 @@ def train_adapter(config: TrainConfig, run: Run, *, name: str = STAGE, fresh: bo
     return stage.path / ADAPTER
 
 
-def read_training_pairs(config: TrainConfig, store: Store, held_out: Store | None) -> tuple[Pairs, Pairs]:
-    """Pairs to learn from and to validate on, in the store's dtype, of sequences that do not overlap."""
+def training_sources(config: TrainConfig, store: Store, held_out: Store | None) -> tuple[Source, Source]:
+    """Answers to learn from and to validate on, of sequences that do not overlap."""
+    mesh = config.engine.mesh()
     inputs = kind_of(config.kind).facts.inputs
-    pairs = read_pairs(store, inputs=inputs, pairing=config.pairing, as_stored=True)
+    training = read_index(store, inputs=inputs, pairing=config.pairing)
     if held_out is None:
-        return split_by_sequence(pairs, config.validation_share, config.recipe.seed)
-    return pairs, read_pairs(held_out, inputs=inputs, pairing=config.pairing, as_stored=True)
+        training, validation = split_by_sequence(training, config.validation_share, config.recipe.order_seed)
+    else:
+        validation = read_index(held_out, inputs=inputs, pairing=config.pairing)
+    check_pairs(kind_of(config.kind).facts, training, validation)
+    source = partial(store_source, pairing=config.pairing, engine=config.engine, mesh=mesh)
+    return source(store, training), source(held_out or store, validation)
 
 
 def _train(
     config: TrainConfig, store: Store, held_out: Store | None, checkpoints: Checkpoints, run: Run, folder: Path
 ) -> Trained:
-    training, validation = read_training_pairs(config, store, held_out)
+    training, validation = training_sources(config, store, held_out)
     head = TokenHead.of(jnp.asarray(store.head().astype(np.float32)), store.manifest.vocabulary["real"])
     adapter = make(config.kind, store.manifest.width, seed=config.recipe.seed, blocks=config.blocks)
     with Curves(folder / TENSORBOARD, config.accepted) as curves:
@@ -142,6 +151,7 @@ def _train(
             head=head,
             mode=MODES[config.pairing],
             recipe=config.recipe,
+            engine=config.engine,
             checkpoints=checkpoints,
             on_epoch=on_epoch,
             label=f"train {config.title}",

@@ -9,7 +9,10 @@ from xmsd_jax.training.recipe import Select
 
 @dataclass(frozen=True, kw_only=True)
 class Epoch:
-    """One epoch, the first of which is 1. `accepted`: tau or n_free on the validation answers."""
+    """One epoch, the first of which is 1. `accepted`: tau or n_free on the validation answers.
+
+    `seconds` with validation; `answers_per_second` in training alone.
+    """
 
     epoch: int
     learning_rate: float
@@ -17,6 +20,7 @@ class Epoch:
     validation_loss: float
     accepted: float
     seconds: float
+    answers_per_second: float = 0.0
 
 
 def chosen(epochs: Sequence[Epoch], select: Select) -> Epoch:
@@ -55,4 +59,5 @@ def _fields(accepted: str) -> dict[str, str]:
         "validation_loss": "validation_loss",
         f"validation_{accepted}": "accepted",
         "seconds": "seconds",
+        "answers_per_second": "answers_per_second",
     }

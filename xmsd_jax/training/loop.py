@@ -1,6 +1,6 @@
 """Training one adapter, top to bottom: data, model, step, restore, epochs."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from time import perf_counter
 from typing import Any
@@ -9,11 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from xmsd_jax.adapters.interface import POSITIONS, Adapter
+from xmsd_jax.adapters.interface import POSITIONS, Adapter, Facts
 from xmsd_jax.adapters.rollout import Mode
 from xmsd_jax.adapters.token_head import TokenHead
 from xmsd_jax.config import UserError
-from xmsd_jax.data.batches import Pairs
+from xmsd_jax.data.batches import Index, Pairs
 from xmsd_jax.metrics.acceptance import Anchors, right_lengths
 from xmsd_jax.metrics.tokens import free_of_k
 from xmsd_jax.runs import progress
@@ -21,7 +21,10 @@ from xmsd_jax.training.checkpoints import Checkpoints
 from xmsd_jax.training.history import Epoch, chosen, is_stale
 from xmsd_jax.training.losses import Objective, Sums
 from xmsd_jax.training.recipe import Recipe
-from xmsd_jax.training.state import Skeleton, batches, begin, make_evaluation, make_step, resident
+from xmsd_jax.training.engine import Engine, check_batch, matmul_rate, step_flops
+from xmsd_jax.training.sources import Source, as_source
+from xmsd_jax.training.state import Hyper, Params, Skeleton, begin
+from xmsd_jax.training.step import batches, make_evaluation, make_steps, placed
 
 ACCEPTED = {0: "n_free", 1: "tau"}
 """By offset, what the accepted tokens of a kind are called."""
@@ -39,11 +42,12 @@ class Trained:
 def train(
     adapter: Adapter,
     *,
-    training: Pairs,
-    validation: Pairs,
+    training: Pairs | Source,
+    validation: Pairs | Source,
     head: TokenHead,
     mode: Mode,
     recipe: Recipe,
+    engine: Engine = Engine(),
     checkpoints: Checkpoints | None = None,
     on_epoch: Callable[[Epoch], None] = lambda epoch: None,
     label: str = "train",
@@ -57,28 +61,37 @@ def train(
         head: of the target, frozen.
         mode: drafter states that a kind of offset 1 is rolled out on.
         recipe: how.
+        engine: on what.
         checkpoints: where to continue from, and to save to; None does without.
         on_epoch: told of every epoch that is trained now.
         label: of the progress line.
 
     Raises:
-        UserError: pairs that do not fit, a loss that is not finite (epoch and step are named), a bad checkpoint.
+        UserError: pairs that do not fit, a batch that cannot be cut over the devices, a loss that is not finite (epoch,
+            step, shards and rows are named), a bad checkpoint.
     """
+    # Mesh
+    mesh = engine.mesh()
+    check_batch(recipe.batch, mesh.size)
+
     # Data
-    check_pairs(adapter, training, validation)
-    rows = np.flatnonzero(training.same_mask.any(1))
-    data, held_out = resident(training), resident(validation)
-    held_order = jax.device_put(batches(np.arange(len(validation)), recipe.batch), jax.devices()[0])
+    training, validation = as_source(training, mesh), as_source(validation, mesh)
+    check_pairs(adapter.facts, training.index, validation.index)
+    rows = np.flatnonzero(training.index.same_mask.any(1))
+    held_order = batches(np.arange(len(validation.index)), recipe.batch, multiple=mesh.size)
 
     # Model
     objective = Objective(name=recipe.loss, offset=adapter.facts.offset, token_weight=recipe.token_weight)
     skeleton, params = Skeleton.split(adapter)
-    state = begin(params, recipe)
+    state = placed(begin(params), mesh)
     best = state.params
+    hyper = placed(Hyper.of(recipe), mesh)
+    head = placed(TokenHead(head.weight.astype(engine.dtype), head.vocabulary), mesh)
 
     # Step
-    step = make_step(skeleton, objective, recipe)
-    evaluate = make_evaluation(skeleton, objective, recipe, mode)
+    steps = make_steps(skeleton, objective, recipe, mesh, compute=engine.dtype)
+    evaluate = make_evaluation(skeleton, objective, recipe, mode, mesh, compute=engine.dtype)
+    pace = Pace.of(params, training.index, mesh.size, engine)
 
     # Restore
     epochs: list[Epoch] = []
@@ -87,26 +100,31 @@ def train(
         epochs = [Epoch(**values) for values in saved.notes["epochs"]]
 
     # Epochs
-    for number in progress(range(len(epochs), recipe.epochs), label=label):
+    for number in progress(range(len(epochs), recipe.epochs), label=lambda: f"{label}{pace.told(epochs)}"):
         if is_stale(epochs, recipe.select, recipe.patience):
             break
         start = perf_counter()
-        order = jax.device_put(epoch_order(rows, recipe, number), jax.devices()[0])
-        rate = jax.device_put(np.float32(recipe.rate(number)), jax.devices()[0])
-        steps = []
-        for _ in range(len(order)):
-            state, sums = step(state, data, head, order, rate)
-            steps.append(sums)
-        training_loss = mean_loss(objective, steps, f"{label}: epoch {number + 1}")
-        sums, ids = evaluate(state.params, held_out, head, held_order)
+        order = epoch_order(rows, recipe, number, mesh.size)
+        rate = placed(np.float32(recipe.rate(number)), mesh)
+        parts = []
+        for data, piece in training.epoch(order):
+            state, sums = steps(state, data, head, piece, rate, hyper)
+            parts.append(sums)
+        sums = joined(parts)
+        check_finite(sums, order, training, f"{label}: epoch {number + 1}")
+        trained = perf_counter() - start
+        found = [evaluate(state.params, data, head, piece) for data, piece in validation.epoch(held_order)]
+        held_sums, ids = joined([sums for sums, _ in found]), np.concatenate([np.asarray(ids) for _, ids in found])
+        check_finite(held_sums, held_order, validation, f"{label}: validation after epoch {number + 1}")
         epochs.append(
             Epoch(
                 epoch=number + 1,
                 learning_rate=recipe.rate(number),
-                training_loss=training_loss,
-                validation_loss=mean_loss(objective, [sums], f"{label}: validation after epoch {number + 1}"),
-                accepted=accepted_tokens(np.asarray(ids), validation, adapter.facts.offset, recipe.gamma),
+                training_loss=mean_loss(objective, sums),
+                validation_loss=mean_loss(objective, held_sums),
+                accepted=accepted_tokens(ids, validation.index, adapter.facts.offset, recipe.gamma),
                 seconds=round(perf_counter() - start, 3),
+                answers_per_second=round(len(rows) / trained, 1),
             )
         )
         if chosen(epochs, recipe.select) is epochs[-1]:
@@ -118,7 +136,7 @@ def train(
     return Trained(adapter=skeleton.adapter(best), epochs=tuple(epochs), kept=chosen(epochs, recipe.select))
 
 
-def check_pairs(adapter: Adapter, training: Pairs, validation: Pairs) -> None:
+def check_pairs(facts: Facts, training: Index | Pairs, validation: Index | Pairs) -> None:
     """Raise UserError where pairs give nothing to learn or to choose by, or share a sequence."""
     for name, pairs in (("training", training), ("validation", validation)):
         if not pairs.same_mask.any():
@@ -128,35 +146,68 @@ def check_pairs(adapter: Adapter, training: Pairs, validation: Pairs) -> None:
             f"validation needs sequences that training does not see, both have {', '.join(shared[:3])}; give a store "
             "of other sequences, or none, to split the training store"
         )
-    if training.width != validation.width:
+    if isinstance(training, Pairs) and isinstance(validation, Pairs) and training.width != validation.width:
         raise UserError(f"training and validation states differ in width, {training.width} and {validation.width}")
-    if adapter.facts.offset and max(training.target.shape[1], validation.target.shape[1]) > POSITIONS:
-        raise UserError(f"answers of at most {POSITIONS} tokens can be learned, got {training.target.shape[1]}")
+    longest = max(training.same_mask.shape[1], validation.same_mask.shape[1])
+    if facts.offset and longest > POSITIONS:
+        raise UserError(f"answers of at most {POSITIONS} tokens can be learned, got {longest}")
 
 
-def epoch_order(rows: np.ndarray, recipe: Recipe, epoch: int) -> np.ndarray:
-    """Batches of an epoch, int32[steps, b]: a permutation that depends on the seed and the epoch alone."""
-    return batches(np.random.default_rng([recipe.seed, epoch]).permutation(rows), recipe.batch)
+def epoch_order(rows: np.ndarray, recipe: Recipe, epoch: int, devices: int = 1) -> np.ndarray:
+    """Batches of an epoch, int32[steps, b]: a permutation that depends on order_seed and the epoch alone."""
+    shuffled = np.random.default_rng([recipe.order_seed, epoch]).permutation(rows)
+    return batches(shuffled, recipe.batch, multiple=devices)
 
 
-def mean_loss(objective: Objective, steps: list[Sums], where: str) -> float:
-    """Loss over all pairs of some steps.
+def joined(parts: list[Sums]) -> Sums:
+    """Sums of one piece after the other, on the host."""
+    return Sums(*(np.concatenate(arrays) for arrays in zip(*jax.device_get(parts), strict=True)))
 
-    Raises:
-        UserError: a step's loss is nan or inf.
-    """
-    steps = jax.device_get(steps)
-    finite = [bool(np.isfinite(sums.tops).all()) for sums in steps]
-    if not all(finite):
+
+def check_finite(sums: Sums, order: np.ndarray, source: Source, where: str) -> None:
+    """Raise UserError at the first batch whose loss is nan or inf: sums [steps, ..., 2]."""
+    finite = np.isfinite(sums.tops).reshape(len(sums.tops), -1).all(1)
+    if not finite.all():
+        step = int(np.flatnonzero(~finite)[0])
         raise UserError(
-            f"{where}, step {finite.index(False) + 1} of {len(steps)}: the loss is not finite; lower learning_rate or "
-            "clip, and train with --fresh"
+            f"{where}, step {step + 1} of {len(order)}: the loss is not finite ({source.where(order[step])}); lower "
+            "learning_rate or clip, and train with --fresh"
         )
-    total = jax.tree.map(lambda *parts: np.sum(parts, axis=0, dtype=np.float64).astype(np.float32), *steps)
-    return float(objective.value(total))
 
 
-def accepted_tokens(ids: np.ndarray, pairs: Pairs, offset: Any, gamma: int) -> float:
+def mean_loss(objective: Objective, sums: Sums) -> float:
+    """Loss over all pairs of some steps or answers, [..., 2]."""
+    total = [np.sum(part.reshape(-1, 2), axis=0, dtype=np.float64).astype(np.float32) for part in sums]
+    return float(objective.value(Sums(*(jnp.asarray(part) for part in total))))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pace:
+    """How fast training is against what the chip could do: model FLOPs a second over those of a matrix product."""
+
+    answer_flops: float
+    chip_flops: float
+
+    @classmethod
+    def of(cls, params: Params, index: Index | Pairs, devices: int, engine: Engine) -> "Pace":
+        """For answers of an index on so many devices."""
+        length = index.same_mask.shape[1]
+        shapes = {name: value.shape for name, value in params.items()}
+        return cls(answer_flops=step_flops(shapes, length, length), chip_flops=devices * matmul_rate(engine.dtype))
+
+    def utilisation(self, answers_per_second: float) -> float:
+        """MFU, 0 to 1: model FLOPs utilisation."""
+        return answers_per_second * self.answer_flops / self.chip_flops
+
+    def told(self, epochs: Sequence[Epoch]) -> str:
+        """The last epoch's speed, in words."""
+        if not epochs:
+            return ""
+        speed = epochs[-1].answers_per_second
+        return f", {speed:,.0f} answers/s, MFU {self.utilisation(speed):.1%}"
+
+
+def accepted_tokens(ids: np.ndarray, pairs: Index | Pairs, offset: Any, gamma: int) -> float:
     """What drafts of an evaluation are worth: tau of walks from the first token (offset 1), mean n_free (offset 0).
 
     Args:
@@ -165,14 +216,20 @@ def accepted_tokens(ids: np.ndarray, pairs: Pairs, offset: Any, gamma: int) -> f
         offset: of the kind.
         gamma: drafted tokens an iteration.
     """
+    top, bottom = accepted_counts(ids, pairs, offset, gamma)
+    return float(top.sum() / max(int(bottom.sum()), 1))
+
+
+def accepted_counts(
+    ids: np.ndarray, pairs: Index | Pairs, offset: Any, gamma: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The same answer by answer, as numerators and denominators [n]."""
     ids = ids.reshape(-1, *ids.shape[2:])[: len(pairs)]
     if offset == 0:
         kept = np.arange(ids.shape[1]) < pairs.target_len[:, None]
         wrong = (ids != pairs.target_ids[:, : ids.shape[1]]).astype(np.int32)
-        top, bottom = free_of_k(wrong, kept, ids.shape[1])
-    else:
-        right = right_lengths(ids, pairs.target_ids, pairs.target_len)
-        free = np.zeros(len(pairs), np.int32)
-        walk = Anchors(right=right, gamma=gamma, target_len=pairs.target_len, free=free).walk(gamma)
-        top, bottom = walk.emitted, walk.iterations
-    return float(top.sum() / max(int(bottom.sum()), 1))
+        return free_of_k(wrong, kept, ids.shape[1])
+    right = right_lengths(ids, pairs.target_ids, pairs.target_len)
+    free = np.zeros(len(pairs), np.int32)
+    walk = Anchors(right=right, gamma=gamma, target_len=pairs.target_len, free=free).walk(gamma)
+    return walk.emitted, walk.iterations

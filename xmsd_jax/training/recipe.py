@@ -23,7 +23,8 @@ class Recipe:
     select: what the kept epoch is best at, on validation answers. "accepted" is tau, tokens per iteration of a walk
     with gamma drafted tokens, for a kind of phase 2, and n_free, right leading tokens of prefill_draft_len drafted
     ones, for a kind of phase 1 (equal values: the lower loss); "loss" is the lowest loss.
-    seed: of initial values, order, dropout and the choice of validation sequences. checkpoint_every: epochs.
+    seed: of initial values and dropout; order_seed: of the order of answers and the choice of validation sequences.
+    checkpoint_every: epochs.
     """
 
     epochs: int = 50
@@ -41,6 +42,7 @@ class Recipe:
     gamma: int = 5
     prefill_draft_len: int = 12
     seed: int = 0
+    order_seed: int = 0
     checkpoint_every: int = 1
 
     def __post_init__(self) -> None:
@@ -56,10 +58,10 @@ class Recipe:
                 f"final_learning_rate: must be at most learning_rate = {self.learning_rate}, "
                 f"got {self.final_learning_rate}"
             )
-        if self.weight_decay < 0 or self.token_weight < 0 or self.seed < 0:
+        if self.weight_decay < 0 or self.token_weight < 0 or min(self.seed, self.order_seed) < 0:
             raise ConfigError(
-                "weight_decay, token_weight and seed: must be 0 or more, got "
-                f"{self.weight_decay}, {self.token_weight} and {self.seed}"
+                "weight_decay, token_weight, seed and order_seed: must be 0 or more, got "
+                f"{self.weight_decay}, {self.token_weight}, {self.seed} and {self.order_seed}"
             )
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"dropout: must be at least 0 and less than 1, got {self.dropout}")

@@ -50,7 +50,7 @@ Evaluation = Callable[[Params, Any, TokenHead, Any], tuple[Sums, Int32[Array, ".
 
 
 def make_steps(
-    skeleton: Skeleton, objective: Objective, recipe: Recipe, mesh: Mesh, *, compute: Any, resident: bool
+    skeleton: Skeleton, objective: Objective, recipe: Recipe, mesh: Mesh, *, compute: Any
 ) -> Steps:
     """Train steps over a mesh, as many in a call as `order` has batches.
 
@@ -60,7 +60,6 @@ def make_steps(
         recipe: says whether there is dropout; its other numbers come with `Hyper`.
         mesh: of an axis "data", over which batches are cut.
         compute: dtype of states and matrices in a step.
-        resident: whether `order` holds row numbers (else batches).
     """
     one = partial(one_step, skeleton, objective, dropout=recipe.dropout > 0, axis=DATA)
 
@@ -127,7 +126,7 @@ def one_step(
 
 
 def make_evaluation(
-    skeleton: Skeleton, objective: Objective, recipe: Recipe, mode: Mode, mesh: Mesh, *, compute: Any, resident: bool
+    skeleton: Skeleton, objective: Objective, recipe: Recipe, mode: Mode, mesh: Mesh, *, compute: Any
 ) -> Evaluation:
     """The evaluation over a mesh.
 
