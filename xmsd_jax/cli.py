@@ -43,6 +43,9 @@ STAGES = {
         StageEntry(name="extract", config="ExtractConfig", purpose="paired hidden states and ids of both models"),
         StageEntry(name="train", config="TrainConfig", purpose="one adapter on stored states, in JAX"),
         StageEntry(
+            name="sweep", config="SweepConfig", purpose="a grid of trainings, many in one compiled program; ranked"
+        ),
+        StageEntry(
             name="evaluate",
             config="EvaluateConfig",
             purpose="adapters and control rows on held-out answers: states, tokens, walks",

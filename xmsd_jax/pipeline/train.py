@@ -2,9 +2,11 @@
 
 import json
 import shutil
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -102,7 +104,7 @@ def train_adapter(config: TrainConfig, run: Run, *, name: str = STAGE, fresh: bo
     bits. Raises as `run`.
     """
     store = Store.open(config.store)
-    held_out = None if config.validation is None else _validation_store(config.validation, store)
+    held_out = validation_store(config.validation, store)
     key = _key(config, store, held_out)
     with run.stage(name, key, fresh) as stage:
         if not stage.reused:
@@ -160,7 +162,7 @@ def _train(
 
 def _export(config: TrainConfig, store: Store, trained: Trained, folder: Path) -> None:
     by = config.accepted if config.recipe.select == "accepted" else "validation_loss"
-    kept, manifest = trained.kept, store.manifest
+    kept = trained.kept
     choice = {"epoch": kept.epoch, "by": by, "value": kept.accepted if by == config.accepted else kept.validation_loss}
     content = {
         "kind": config.kind,
@@ -171,7 +173,13 @@ def _export(config: TrainConfig, store: Store, trained: Trained, folder: Path) -
         **columns(trained.epochs, config.accepted),
     }
     write_text(folder / HISTORY, json.dumps(content, indent=1) + "\n")
-    passport = Passport(
+    save_adapter(folder / ADAPTER, trained.adapter, passport(config, store, choice))
+
+
+def passport(config: TrainConfig, store: Store, choice: Mapping[str, Any]) -> Passport:
+    """What an adapter is and what it was trained on; `choice`: epoch, metric and value that it was kept for."""
+    manifest = store.manifest
+    return Passport(
         kind=config.kind,
         width=manifest.width,
         blocks=config.blocks or kind_of(config.kind).blocks,
@@ -182,10 +190,12 @@ def _export(config: TrainConfig, store: Store, trained: Trained, folder: Path) -
         store=manifest.fingerprint,
         training={**choice, "recipe": dump(config.recipe), "software": provenance()["versions"]},
     )
-    save_adapter(folder / ADAPTER, trained.adapter, passport)
 
 
-def _validation_store(path: Path, training: Store) -> Store:
+def validation_store(path: Path | None, training: Store) -> Store | None:
+    """The store of validation answers, if there is one; UserError where it is of another pair."""
+    if path is None:
+        return None
     stored = training.manifest.to_json()
     return Store.open(path, expect={name: stored[name] for name in SAME_PAIR})
 
