@@ -64,7 +64,12 @@ STAGES = {
             config="StudyConfig",
             purpose="all adapters on one store: train, judge, predict, decode, report",
         ),
-        StageEntry(name="benchmark", config="BenchmarkConfig", purpose="live speculative decoding, wall clock"),
+        StageEntry(
+            name="benchmark",
+            config="BenchmarkConfig",
+            purpose="live speculative decoding, wall clock; or the speed of training",
+            variant=("torch_modes", "train_speed", "TrainSpeedConfig"),
+        ),
         StageEntry(name="report", config="ReportConfig", purpose="results and traces -> one HTML page, markdown, CSV"),
     )
 }

@@ -16,7 +16,7 @@ from xmsd_jax import __version__
 from xmsd_jax.adapters.files import Passport, save_adapter
 from xmsd_jax.adapters.kinds import kind_of, make
 from xmsd_jax.adapters.token_head import TokenHead
-from xmsd_jax.config import ConfigError, dump
+from xmsd_jax.config import ConfigError, UserError, dump
 from xmsd_jax.data.store import Store
 from xmsd_jax.metrics.counted import Estimate, ratio_of_sums
 from xmsd_jax.pipeline.train import MODES, TrainConfig, passport, training_sources, validation_store
@@ -62,8 +62,7 @@ def run(config: SweepConfig, run_dir: Path, fresh: bool = False) -> Path:
     """Train all members (finished groups are reused), print the ranked table, export the best to `run_dir/best`.
 
     Raises:
-        UserError: stores that do not fit, damaged states.
-        ConfigError: all members died.
+        UserError: stores that do not fit, damaged states, a grid of which every member died.
     """
     run = Run.open(run_dir, config)
     config.base.engine.join()
@@ -77,7 +76,7 @@ def run(config: SweepConfig, run_dir: Path, fresh: bool = False) -> Path:
     print(table(ranked))
     winner = ranked[0]
     if winner.value is None:
-        raise ConfigError("grid: the loss of every member was not finite; take smaller learning rates")
+        raise UserError("grid: the loss of every member was not finite; take smaller learning rates")
     best = run.path / BEST
     _copy(run.path / winner.settings["folder"], best)
     print(f"best: {winner.row} -> {best}", flush=True)

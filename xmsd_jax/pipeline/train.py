@@ -94,6 +94,9 @@ def run(config: TrainConfig, run_dir: Path, fresh: bool = False) -> Path:
     Raises:
         UserError: stores that do not fit, damaged states, a loss that is not finite, a damaged checkpoint.
     """
+    config.engine.join()
+    if config.engine.process:
+        run_dir = run_dir / f"process_{config.engine.process}"
     return train_adapter(config, Run.open(run_dir, config), fresh=fresh)
 
 
@@ -108,8 +111,11 @@ def train_adapter(config: TrainConfig, run: Run, *, name: str = STAGE, fresh: bo
     key = _key(config, store, held_out)
     with run.stage(name, key, fresh) as stage:
         if not stage.reused:
-            with Checkpoints(stage.path / CHECKPOINTS, key) as checkpoints:
-                trained = _train(config, store, held_out, checkpoints, run, stage.path)
+            if config.engine.processes > 1:
+                trained = _train(config, store, held_out, None, run, stage.path)
+            else:
+                with Checkpoints(stage.path / CHECKPOINTS, key) as checkpoints:
+                    trained = _train(config, store, held_out, checkpoints, run, stage.path)
             _export(config, store, trained, stage.path)
     # Only now: until the stage is marked as done, they are what it continues from.
     shutil.rmtree(stage.path / CHECKPOINTS, ignore_errors=True)
@@ -132,7 +138,7 @@ def training_sources(config: TrainConfig, store: Store, held_out: Store | None) 
 
 
 def _train(
-    config: TrainConfig, store: Store, held_out: Store | None, checkpoints: Checkpoints, run: Run, folder: Path
+    config: TrainConfig, store: Store, held_out: Store | None, checkpoints: Checkpoints | None, run: Run, folder: Path
 ) -> Trained:
     training, validation = training_sources(config, store, held_out)
     head = TokenHead.of(jnp.asarray(store.head().astype(np.float32)), store.manifest.vocabulary["real"])

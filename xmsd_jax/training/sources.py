@@ -16,7 +16,8 @@ from xmsd_jax.training.engine import Engine
 from xmsd_jax.training.step import DATA, PADDING, P, Resident, placed
 
 UPLOAD_ROWS = 1024
-_FACTS = ("drafter_len", "target_ids", "same_mask", "next_mask")
+FACTS = ("drafter_len", "target_ids", "same_mask", "next_mask")
+"""What is kept of answers beside their states."""
 
 
 class Source(Protocol):
@@ -56,7 +57,7 @@ class ResidentSource:
     def of_store(cls, store: Store, index: Index, pairing: Pairing | None, mesh: Mesh) -> "ResidentSource":
         """Read a split onto the devices, a piece at a time: the host never holds it whole."""
         states = {name: _upload(store, field, index.row, mesh) for name, field in state_fields(pairing).items()}
-        facts = placed({name: getattr(index, name) for name in _FACTS}, mesh)
+        facts = placed({name: getattr(index, name) for name in FACTS}, mesh)
         data = Resident(drafter=states.get("drafter"), target=states["target"], **facts)
         return cls(index=index, data=data, mesh=mesh, store=store)
 
@@ -111,7 +112,7 @@ class StreamSource:
 
     def _batch(self, piece: np.ndarray, states: dict[str, np.ndarray], cut: bool) -> Resident:
         real, places = piece != PADDING, np.maximum(piece, 0)
-        facts = {name: getattr(self.index, name)[places] for name in _FACTS}
+        facts = {name: getattr(self.index, name)[places] for name in FACTS}
         for name in ("same_mask", "next_mask"):
             facts[name] = facts[name] & real[..., None]
         shaped = {name: value.reshape(*piece.shape, *value.shape[1:]) for name, value in states.items()}

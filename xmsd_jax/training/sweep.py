@@ -100,8 +100,8 @@ def train_together(
     padded = [*range(members), *[0] * (width - members)]
 
     starts = [begin(Skeleton.split(adapter)[1]) for adapter in adapters]
-    state = _stacked([starts[i] for i in padded], mesh)
-    hyper = _stacked([Hyper.of(recipes[i]) for i in padded], mesh)
+    state = stacked([starts[i] for i in padded], mesh)
+    hyper = stacked([Hyper.of(recipes[i]) for i in padded], mesh)
     head = placed(TokenHead(head.weight.astype(engine.dtype), head.vocabulary), mesh)
     dropout = any(recipe.dropout > 0 for recipe in recipes)
     steps = make_member_steps(skeleton, objective, mesh, compute=engine.dtype, dropout=dropout)
@@ -270,7 +270,8 @@ def _by_member(parts: list[Sums], axis: int = 0) -> Sums:
     return Sums(*(np.concatenate(arrays, axis=join) for arrays in zip(*jax.device_get(parts), strict=True)))
 
 
-def _stacked(trees: Sequence[Any], mesh: Mesh) -> Any:
+def stacked(trees: Sequence[Any], mesh: Mesh) -> Any:
+    """Trees of members as one tree with a leading axis, cut over the devices."""
     return placed(jax.tree.map(lambda *leaves: np.stack([np.asarray(x) for x in leaves]), *trees), mesh, P(DATA))
 
 
