@@ -132,9 +132,9 @@ def train_together(
         better = np.zeros(width, bool)
         for member in np.flatnonzero(running):
             sums = Sums(*(part[:, member] for part in trained))
-            if log.mark_dead(member, number, sums, training, epoch_order(rows, recipe, number)):
-                continue
             judged = _judgement(held, ids, member, validation, facts.offset, recipe.gamma)
+            if log.mark_dead(member, number, sums, judged, training.where, epoch_order(rows, recipe, number)):
+                continue
             epoch = Epoch(
                 epoch=number + 1,
                 learning_rate=recipes[member].rate(number),
@@ -223,13 +223,23 @@ class _Log:
             for recipe, epochs, died in zip(self._recipes, self._epochs, self._died, strict=True)
         ]
 
-    def mark_dead(self, member: int, number: int, sums: Sums, source: Source, order: np.ndarray) -> bool:
-        """Note a member whose loss was not finite."""
+    def mark_dead(
+        self,
+        member: int,
+        number: int,
+        sums: Sums,
+        judged: Judgement,
+        where: Callable[[np.ndarray], str],
+        order: np.ndarray,
+    ) -> bool:
+        """Note a member whose loss was not finite, in training or on the validation answers after it."""
         bad = np.flatnonzero(~np.isfinite(sums.tops).all(-1))
         if bad.size:
             step = int(bad[0])
-            self._died[member] = f"epoch {number + 1}, step {step + 1} of {len(order)}: {source.where(order[step])}"
-        return bool(bad.size)
+            self._died[member] = f"epoch {number + 1}, step {step + 1} of {len(order)}: {where(order[step])}"
+        elif not np.isfinite(judged.tops).all():
+            self._died[member] = f"validation after epoch {number + 1}"
+        return self._died[member] is not None
 
     def add(self, member: int, epoch: Epoch, judged: Judgement) -> bool:
         """Note an epoch; whether it is the best so far."""
