@@ -49,8 +49,8 @@ def test_every_part_is_measured_and_reused(tmp_path, capsys):
     study = rows["all adapters/study_minutes"]
     assert study.kind == "extrapolated"
     assert study.settings["measured_answers"] == 32
-    epoch = rows["L1/epoch_share"]
-    assert epoch.value == pytest.approx(epoch.settings["epoch"] / epoch.settings["pure"])
+    share, epoch = rows["L1/epoch_share"], rows["L1/epoch_answers_per_second"]
+    assert share.value == pytest.approx(epoch.value / share.settings["pure"])
     assert (tmp_path / "kernels_L1.txt").read_text()
     capsys.readouterr()
     again = by_metric(train_speed.run(config, tmp_path))
@@ -61,10 +61,13 @@ def test_every_part_is_measured_and_reused(tmp_path, capsys):
 
 def test_minutes_of_the_study_follow_from_the_epochs():
     config = TrainSpeedConfig(**SMALL)
-    epochs = {"L1": {"epoch": 100.0, "pure": 110.0, "slowest": 90.0, "compile_s": 6.0}}
-    found = {"chip": {"matmul_tflops": 1.0, "copy_gbs": 1.0}, "epochs": epochs}
+    ours = {"ms": [1.0, 2.0, 3.0], "compile_s": 6.0, "flops": 1e9, "loss": 1.0}
+    steps = {"L1": {"ours": ours, "epoch": {"epoch": 100.0, "slowest": 90.0, "pure": None}, "torch": {}}}
+    found = {"chip": {"matmul_tflops": 1.0, "copy_gbs": 1.0}, "steps": steps}
     rows = by_metric(result_rows(found, config))
     assert rows["all adapters/study_minutes"].value == pytest.approx((320 / 100 * 2 + 6) / 60)
+    assert rows["L1/mfu"].value == pytest.approx(1e9 / 2e-3 / 1e12)
+    assert "L1/speedup" not in rows
 
 
 def test_made_answers_have_the_study_s_lengths():

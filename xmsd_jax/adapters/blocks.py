@@ -38,9 +38,7 @@ class Linear(nnx.Linear):
 class LayerNorm(nnx.LayerNorm):
     """LayerNorm computed in float32, in and out in the dtype of its input."""
 
-    def __call__(
-        self, x: Float[Array, "b t d"], table: Float[Array, "t d"] | None = None
-    ) -> Float[Array, "b t d"]:
+    def __call__(self, x: Float[Array, "b t d"], table: Float[Array, "t d"] | None = None) -> Float[Array, "b t d"]:
         """`LN(x)`, plus what a table says for each position."""
         shift = self.bias[...] if table is None else self.bias[...] + table.astype(jnp.float32)
         if x.ndim == 3 and rows_are_fused(x.shape[-1], x.dtype):

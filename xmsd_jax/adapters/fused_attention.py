@@ -20,7 +20,7 @@ from xmsd_jax.adapters.noise import Noise, kept, scale
 
 CHUNK = 128
 """Numbers of a head that are multiplied at once."""
-WARPS, STAGES = 4, 2
+FORWARD_WARPS, BACKWARD_WARPS, STAGES = 4, 8, 2
 
 
 def attend_fused(
@@ -75,7 +75,7 @@ def _call(kernel, packed, causal, noisy, out, *, slope=False):  # noqa: ANN001, 
         in_specs=([answer(block, HEADS, width)] if slope else []) + inputs,
         out_specs=answer(block, *out.shape[2:]),
         out_shape=jax.ShapeDtypeStruct(out.shape, out.dtype),
-        compiler_params=plgpu.CompilerParams(num_warps=WARPS, num_stages=STAGES),
+        compiler_params=plgpu.CompilerParams(num_warps=BACKWARD_WARPS if slope else FORWARD_WARPS, num_stages=STAGES),
         interpret=jax.default_backend() != "gpu",
         name=kernel.__name__.strip("_") + "_attention",
     )
@@ -107,7 +107,9 @@ def _backward(slope, packed, bias, real, seed, rate, out, *, length, causal, noi
     for chunk in _chunks(width):
         query, key = (_biased(packed, bias, which * HEADS + head, chunk, inside) for which in range(2))
         above = _load(slope, head, chunk, inside)
-        for which, value in enumerate((_dot(towards, key, 1, 0), _dot(towards, query, 0, 0), _dot(weights, above, 0, 0))):
+        for which, value in enumerate(
+            (_dot(towards, key, 1, 0), _dot(towards, query, 0, 0), _dot(weights, above, 0, 0))
+        ):
             _store(out, which * HEADS + head, chunk, inside, value)
 
 

@@ -6,7 +6,6 @@ over positions (of scales and shifts) stay in registers and are written once a p
 """
 
 import functools
-import os
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -19,8 +18,8 @@ from jaxtyping import Array, Float, UInt32
 from xmsd_jax.adapters.interface import EPSILON
 from xmsd_jax.adapters.noise import Noise, kept, scale
 
-PROGRAMS_A_CORE = int(os.environ.get("PAC", "2"))
-WARPS = int(os.environ.get("WARPS", "8"))
+PROGRAMS_A_CORE = 2
+WARPS = 8
 Row = Float[Array, " d"]
 Scalar = Float[Array, ""]
 
@@ -77,7 +76,10 @@ def _cores() -> int:
 
 
 def each_row(
-    count: int, load: Callable[[Array], tuple[Array, ...]], body: Callable[[Array, tuple[Array, ...], Any], Any], start: Any
+    count: int,
+    load: Callable[[Array], tuple[Array, ...]],
+    body: Callable[[Array, tuple[Array, ...], Any], Any],
+    start: Any,
 ) -> Any:
     """Run `body(row, load(row), carry)` over a program's rows of `count`; the next row is read while one is worked on."""
     program, programs = pl.program_id(0), pl.num_programs(0)
@@ -109,9 +111,10 @@ def keep_row(rate: Any, seeds: Any, length: int | None, row: Array, width: int) 
 
 def normalised(x: Row) -> tuple[Row, Scalar]:
     """`(x - mean) / std`, and one over the std."""
-    centred = x - x.sum() / x.shape[0]
-    inverse = jax.lax.rsqrt((centred * centred).sum() / x.shape[0] + EPSILON)
-    return centred * inverse, inverse
+    # Both sums at once: a program waits for every reduction, and in float32 the difference of squares is good enough.
+    mean, square = x.sum() / x.shape[0], (x * x).sum() / x.shape[0]
+    inverse = jax.lax.rsqrt(jnp.maximum(square - mean * mean, 0.0) + EPSILON)
+    return (x - mean) * inverse, inverse
 
 
 def norm_slope(slope: Row, unit: Row, inverse: Scalar) -> Row:

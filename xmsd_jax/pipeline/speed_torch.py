@@ -19,12 +19,13 @@ from xmsd_jax.training.step import DATA, P, placed
 
 
 def step_times(config: Any, kind: str, source: ResidentSource, mode: str) -> Times:
-    """The baseline in a mode, ready to be timed; of two forms of attention the faster one, after a few steps each."""
-    forms = ("fused", "matmul") if _attends(kind) and jax.default_backend() == "gpu" else ("matmul",)
+    """The baseline in a mode, ready to be timed; of the forms of attention asked for the faster one."""
+    forms = config.torch_attention.get(kind, ("matmul",)) if _attends(kind) else ("matmul",)
     made = {form: _ready(config, kind, source, mode, form) for form in forms}
     for timed in made.values():
         timed.turn()
     best = min(made, key=lambda form: made[form].ms[0])
+    made[best].about["tried_ms"] = {form: timed.ms[0] for form, timed in made.items()}
     for form, timed in made.items():
         timed.ms.clear()
         if form != best:
@@ -121,6 +122,3 @@ def _device() -> torch.device:
 def _synchronize() -> None:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-
-
-

@@ -49,7 +49,9 @@ class SweepConfig:
         if not self.grid or not all(self.grid.values()):
             raise ConfigError("grid: give at least one field with at least one value, e.g. recipe.seed: [0, 1]")
         if "recipe.token_weight" in self.grid and self.base.recipe.select == "loss":
-            raise ConfigError("grid: losses with different token_weight do not compare; set base.recipe.select: accepted")
+            raise ConfigError(
+                "grid: losses with different token_weight do not compare; set base.recipe.select: accepted"
+            )
         self.members()
 
     def members(self) -> list[tuple[dict[str, float], TrainConfig]]:
@@ -218,7 +220,10 @@ def loss_estimate(config: TrainConfig, judged: Judgement, sequences: np.ndarray)
     """The validation loss with a bootstrap interval over sequences; it is a sum of two ratios."""
     objective = Objective(name=config.recipe.loss, offset=kind_of(config.kind).facts.offset)
     names, which = np.unique(sequences, return_inverse=True)
-    sums = [np.stack([np.bincount(which, part[:, i], len(names)) for i in range(2)], -1) for part in (judged.tops, judged.counts)]
+    sums = [
+        np.stack([np.bincount(which, part[:, i], len(names)) for i in range(2)], -1)
+        for part in (judged.tops, judged.counts)
+    ]
     values = _loss(objective, *(part.sum(0)[None] for part in sums))
     if len(names) < 2:
         return Estimate(value=float(values[0]), n=len(sequences), clusters=len(names))

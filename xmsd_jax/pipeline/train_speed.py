@@ -14,7 +14,7 @@ from xmsd_jax.adapters.kinds import kind_of
 from xmsd_jax.config import ConfigError, dump
 from xmsd_jax.pipeline.made_split import Shape, made_source
 from xmsd_jax.pipeline.speed_parts import (
-    Times,
+    Training,
     chip,
     judge_speed,
     kernel_profile,
@@ -26,7 +26,7 @@ from xmsd_jax.pipeline.speed_parts import (
 from xmsd_jax.runs import Kind, Row, Run, provenance, read_results, stage_key, write_results, write_text
 from xmsd_jax.training.engine import Engine
 
-Part = Literal["steps", "epochs", "stream", "sweep", "judge", "parity"]
+Part = Literal["steps", "stream", "sweep", "judge", "parity"]
 TorchMode = Literal["eager", "default", "reduce-overhead"]
 BASELINE = "the same in PyTorch, compiled"
 
@@ -39,6 +39,8 @@ class TrainSpeedConfig:
     are `repeats`, turn by turn with the baseline's. torch_modes: of torch.compile, the fastest counts; empty without a
     baseline. study_answers, study_epochs: what an epoch's time is extrapolated to. stream_kind: read from a store in
     the run folder. sweep_kind, sweep_members, sweep_epochs: one program against single runs. judge_kind,
+    torch_attention: forms of attention that the baseline tries, by kind: "matmul" (products and softmax, the default)
+    and "fused" (scaled_dot_product_attention). pure_kinds: whose epochs are compared with steps on batches that lie ready. judge_kind,
     judge_answers, judge_gamma: rolled out at every anchor. parity_kinds, parity_steps, parity_answers: loss curves in
     float32 against PyTorch. parts: to measure. profile: kernel times of a call.
     """
@@ -49,6 +51,8 @@ class TrainSpeedConfig:
     steps: int = 40
     repeats: int = 5
     torch_modes: tuple[TorchMode, ...] = ("default", "reduce-overhead")
+    torch_attention: dict[str, tuple[Literal["matmul", "fused"], ...]] = field(default_factory=dict)
+    pure_kinds: tuple[str, ...] = ("L1", "L5F")
     study_answers: int = 52080
     study_epochs: int = 50
     stream_kind: str = "L5F"
@@ -61,7 +65,7 @@ class TrainSpeedConfig:
     parity_kinds: tuple[str, ...] = ("L3", "B1")
     parity_steps: int = 200
     parity_answers: int = 1024
-    parts: tuple[Part, ...] = ("steps", "epochs", "stream", "sweep", "judge", "parity")
+    parts: tuple[Part, ...] = ("steps", "stream", "sweep", "judge", "parity")
     profile: bool = True
     engine: Engine = field(default_factory=Engine)
 
@@ -100,7 +104,6 @@ def _measures(config: TrainSpeedConfig, run: Run) -> dict[str, Callable[[], Any]
 
     return {
         "steps": steps,
-        "epochs": lambda: {kind: resident_epoch(config, kind) for kind in config.kinds},
         "stream": lambda: stream_epoch(config, run.path / "made_store" / "train"),
         "sweep": lambda: sweep_speed(config),
         "judge": lambda: judge_speed(config),
@@ -111,14 +114,20 @@ def _measures(config: TrainSpeedConfig, run: Run) -> dict[str, Callable[[], Any]
 def _one_kind(config: TrainSpeedConfig, kind: str, run: Run, speed_torch: Any) -> dict[str, Any]:
     """Step times of a kind, ours and the baseline's turn by turn."""
     source = made_source(config.shape, config.engine.mesh(), drafter=kind_of(kind).facts.inputs != "target")
-    ours = step_times(config, kind, source)
+    training = Training(config, kind)
+    ours = step_times(config, training, source)
     others = {mode: speed_torch.step_times(config, kind, source, mode) for mode in config.torch_modes}
     for _ in range(config.repeats):
         for timed in (ours, *others.values()):
             timed.turn()
     if config.profile:
         write_text(run.path / f"kernels_{kind}.txt", kernel_profile(ours, config.steps))
-    content = {"ours": ours.to_json(), "torch": {mode: timed.to_json() for mode, timed in others.items()}}
+    epoch = resident_epoch(config, training, source)
+    content = {
+        "ours": ours.to_json(),
+        "epoch": epoch,
+        "torch": {mode: timed.to_json() for mode, timed in others.items()},
+    }
     for timed in (ours, *others.values()):
         timed.close()
     print(f"{kind}: {_told(content)}", flush=True)
@@ -157,12 +166,9 @@ def result_rows(found: Mapping[str, Any], config: TrainSpeedConfig) -> list[Row]
     rows.add("chip", "copy", found["chip"]["copy_gbs"], "GB/s")
     for kind, content in found.get("steps", {}).items():
         _step_rows(rows, kind, content, found["chip"]["matmul_tflops"])
-    for kind, content in found.get("epochs", {}).items():
-        rows.add(kind, "epoch_share", content["epoch"] / content["pure"], "", baseline="pure step rate", **content)
-        rows.add(kind, "epoch_answers_per_second", content["epoch"], "answers/s")
-    if "epochs" in found:
+    if "steps" in found:
         rows.add(
-            "all adapters", "study_minutes", _study_minutes(found["epochs"], config), "min", kind="extrapolated",
+            "all adapters", "study_minutes", _study_minutes(found["steps"], config), "min", kind="extrapolated",
             epochs=config.study_epochs, study_answers=config.study_answers, measured_answers=config.shape.answers,
         )  # fmt: skip
     if content := found.get("stream"):
@@ -215,11 +221,15 @@ def _step_rows(rows: _Rows, kind: str, content: Mapping[str, Any], matmul_tflops
     middle = median(ours["ms"])
     rows.add(kind, "step_ms", middle, "ms", low=min(ours["ms"]), high=max(ours["ms"]), n=len(ours["ms"]), **about)
     rows.add(kind, "mfu", ours["flops"] / (middle * 1e-3) / (matmul_tflops * 1e12), "", baseline="measured matmul rate")
+    epoch = content["epoch"]
+    rows.add(kind, "epoch_answers_per_second", epoch["epoch"], "answers/s", low=epoch["slowest"])
+    if epoch["pure"] is not None:
+        rows.add(kind, "epoch_share", epoch["epoch"] / epoch["pure"], "", baseline="pure step rate", pure=epoch["pure"])
     for mode, timed in content["torch"].items():
         rows.add(
             kind, "torch_step_ms", median(timed["ms"]), "ms", low=min(timed["ms"]), high=max(timed["ms"]),
             n=len(timed["ms"]), mode=mode, compile_s=timed["compile_s"], loss=timed["loss"],
-            attention=timed["attention"],
+            attention=timed["attention"], tried_ms=timed["tried_ms"],
         )  # fmt: skip
     if content["torch"]:
         mode, best = min(content["torch"].items(), key=lambda item: median(item[1]["ms"]))
@@ -230,11 +240,11 @@ def _step_rows(rows: _Rows, kind: str, content: Mapping[str, Any], matmul_tflops
         )  # fmt: skip
 
 
-def _study_minutes(epochs: Mapping[str, Any], config: TrainSpeedConfig) -> float:
+def _study_minutes(kinds: Mapping[str, Any], config: TrainSpeedConfig) -> float:
     """Minutes that training all adapters as the study did would take, from the epochs measured; compiling included."""
     seconds = sum(
-        config.study_answers / content["epoch"] * config.study_epochs + content["compile_s"]
-        for content in epochs.values()
+        config.study_answers / content["epoch"]["epoch"] * config.study_epochs + content["ours"]["compile_s"]
+        for content in kinds.values()
     )
     return seconds / 60
 
@@ -249,6 +259,3 @@ def table(rows: Sequence[Row]) -> str:
         value = "-" if row.value is None else f"{row.value:.4g}"
         lines.append(f"{row.row:20} {row.metric:26} {value:>9} {row.unit}{spread}{against}{mode}")
     return "\n".join(lines)
-
-
-__all__ = ["Times", "TrainSpeedConfig", "result_rows", "run", "table"]

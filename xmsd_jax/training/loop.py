@@ -220,9 +220,7 @@ def accepted_tokens(ids: np.ndarray, pairs: Index | Pairs, offset: Any, gamma: i
     return float(top.sum() / max(int(bottom.sum()), 1))
 
 
-def accepted_counts(
-    ids: np.ndarray, pairs: Index | Pairs, offset: Any, gamma: int
-) -> tuple[np.ndarray, np.ndarray]:
+def accepted_counts(ids: np.ndarray, pairs: Index | Pairs, offset: Any, gamma: int) -> tuple[np.ndarray, np.ndarray]:
     """The same answer by answer, as numerators and denominators [n]."""
     ids = ids.reshape(-1, *ids.shape[2:])[: len(pairs)]
     if offset == 0:

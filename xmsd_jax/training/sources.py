@@ -148,7 +148,9 @@ def resident(pairs: Pairs) -> Resident:
 def _upload(store: Store, field: str, rows: np.ndarray, mesh: Mesh) -> jax.Array:
     starts = range(0, len(rows), UPLOAD_ROWS)
     pieces = stream_rows(store, [field], (rows[start : start + UPLOAD_ROWS] for start in starts), hold=2)
-    put = jax.jit(lambda whole, part, start: jax.lax.dynamic_update_slice_in_dim(whole, part, start, 0), donate_argnums=0)
+    put = jax.jit(
+        lambda whole, part, start: jax.lax.dynamic_update_slice_in_dim(whole, part, start, 0), donate_argnums=0
+    )
     whole: Any = None
     for start, piece in zip(starts, pieces, strict=True):
         part = piece[field]

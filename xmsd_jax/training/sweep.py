@@ -185,9 +185,7 @@ def make_member_steps(
 
     own = P(DATA)
     specs = (own, own, P(), P(), P(), own, own)
-    mapped = jax.shard_map(
-        steps, mesh=mesh, in_specs=specs, out_specs=(own, own, P(None, DATA)), check_vma=False
-    )
+    mapped = jax.shard_map(steps, mesh=mesh, in_specs=specs, out_specs=(own, own, P(None, DATA)), check_vma=False)
     return jax.jit(mapped, donate_argnums=(0, 1))
 
 
