@@ -198,9 +198,7 @@ def _read_marker(path: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {"key": None}
 
 
-def progress(
-    iterable: Iterable[T], *, total: int | None = None, label: str | Callable[[], str]
-) -> Iterator[T]:
+def progress(iterable: Iterable[T], *, total: int | None = None, label: str | Callable[[], str]) -> Iterator[T]:
     """Pass the items on, showing how far it is on stderr: a bar on a terminal, else a line every 10 %.
 
     A `label` that may be called is asked anew for each item.

@@ -41,7 +41,9 @@ def drop(x: Float[Array, "b ..."], noise: Noise | None) -> Float[Array, "b ..."]
         inner += jax.lax.broadcasted_iota(jnp.uint32, inner.shape, axis) * jnp.uint32(stride)
         stride *= inner.shape[axis]
     seeds = noise.seeds.reshape(-1, *[1] * inner.ndim)
-    return jnp.where(kept(inner[None], seeds, noise.rate), x * scale(noise.rate).astype(x.dtype), jnp.zeros((), x.dtype))
+    return jnp.where(
+        kept(inner[None], seeds, noise.rate), x * scale(noise.rate).astype(x.dtype), jnp.zeros((), x.dtype)
+    )
 
 
 def kept(place: UInt32[Array, "..."], seed: UInt32[Array, "..."], rate: Float[Array, ""]) -> Bool[Array, "..."]:

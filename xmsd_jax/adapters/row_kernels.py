@@ -6,7 +6,6 @@ over positions (of scales and shifts) stay in registers and are written once a p
 """
 
 import functools
-import os
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -19,8 +18,7 @@ from jaxtyping import Array, Float, UInt32
 from xmsd_jax.adapters.interface import EPSILON
 from xmsd_jax.adapters.noise import Noise, kept, scale
 
-PROGRAMS_A_CORE = int(os.environ.get("PAC", "2"))
-WARPS = int(os.environ.get("WARPS", "8"))
+PROGRAMS_A_CORE, WARPS = 2, 8
 Row = Float[Array, " d"]
 Scalar = Float[Array, ""]
 
@@ -77,9 +75,12 @@ def _cores() -> int:
 
 
 def each_row(
-    count: int, load: Callable[[Array], tuple[Array, ...]], body: Callable[[Array, tuple[Array, ...], Any], Any], start: Any
+    count: int,
+    load: Callable[[Array], tuple[Array, ...]],
+    body: Callable[[Array, tuple[Array, ...], Any], Any],
+    start: Any,
 ) -> Any:
-    """Run `body(row, load(row), carry)` over a program's rows of `count`; the next row is read while one is worked on."""
+    """Run `body(row, load(row), carry)` over a program's rows of `count`; the next is read while one is worked on."""
     program, programs = pl.program_id(0), pl.num_programs(0)
     own = (count - program + programs - 1) // programs
 

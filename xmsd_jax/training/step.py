@@ -49,9 +49,7 @@ Evaluation = Callable[[Params, Any, TokenHead, Any], tuple[Sums, Int32[Array, ".
 """(params, data, head, order) -> (sums [batches, b, 2], drafted ids), `data` and `order` as of `Steps`."""
 
 
-def make_steps(
-    skeleton: Skeleton, objective: Objective, recipe: Recipe, mesh: Mesh, *, compute: Any
-) -> Steps:
+def make_steps(skeleton: Skeleton, objective: Objective, recipe: Recipe, mesh: Mesh, *, compute: Any) -> Steps:
     """Train steps over a mesh, as many in a call as `order` has batches.
 
     Args:
