@@ -16,6 +16,7 @@ from xmsd_jax.adapters.files import assign, named_parameters
 from xmsd_jax.adapters.identity import DrafterIdentity, TargetIdentity
 from xmsd_jax.adapters.interface import Adapter, Streams
 from xmsd_jax.adapters.kinds import CONTROLS, KINDS, make
+from xmsd_jax.adapters.noise import Noise
 from xmsd_jax.adapters.rollout import Drafted, Mode, rollout_everywhere
 from xmsd_jax.adapters.token_head import TokenHead
 
@@ -64,6 +65,12 @@ def streams(rows: int = ROWS, length: int = LENGTH, seed: int = 3) -> Streams:
 
 def every(rows: int = ROWS, length: int = LENGTH) -> jax.Array:
     return jnp.ones((rows, length), bool)
+
+
+def noise(rate: float = 0.5, *, seed: int = 0, step: int = 0, rows: int = ROWS) -> Noise:
+    """Dropout of a whole batch."""
+    numbers = (jnp.asarray(number, jnp.int32) for number in (seed, step))
+    return Noise.of(jnp.asarray(rate, jnp.float32), *numbers, jnp.arange(rows, dtype=jnp.int32))
 
 
 class StateHead(NamedTuple):

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from tests.adapters.small import WIDTH, every, lively, normal, streams
-from xmsd_jax.adapters.blocks import drop
+from tests.adapters.small import WIDTH, every, lively, noise, normal, streams
 from xmsd_jax.adapters.files import named_parameters, named_shapes
 from xmsd_jax.adapters.interface import Streams
 from xmsd_jax.adapters.kinds import KINDS, make, outline, parameters
+from xmsd_jax.adapters.noise import drop
 from xmsd_jax.config import ConfigError
 
 COUNTS = {
@@ -142,39 +142,53 @@ def test_bottlenecks_start_as_a_norm_not_as_the_identity(kind):
 def test_the_output_starts_a_tenth_of_the_way_to_the_normed_layer(kind):
     adapter, given = make(kind, WIDTH), streams()
     if kind == "L4":
-        x, hidden, looks = given.drafter, given.drafter, jnp.ones((3, 10, 10), bool)
+        x, hidden = given.drafter, given.drafter
     else:
-        x, hidden = adapter.stem(given)
-        x, looks = x + adapter.pos_embed[...][:10], jnp.tril(jnp.ones((3, 10, 10), bool))
-    wanted = 0.9 * hidden + 0.1 * normed(adapter.layer(x, looks, 0.0, None))
+        x, hidden = adapter.stem(given, None)
+        x = x + adapter.pos_embed[...][:10]
+    left = adapter.layer(x, every(), None, causal=kind != "L4")
+    wanted = 0.9 * hidden + 0.1 * normed(left.x + left.y + left.bias)
     np.testing.assert_allclose(adapter(given, every()), wanted, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_dropout_needs_a_rate_and_a_key(kind):
-    adapter, given, key = lively(kind), streams(), jax.random.key(1)
-    plain = adapter(given, every())
-    np.testing.assert_array_equal(plain, adapter(given, every(), dropout=0.0, key=key))
-    np.testing.assert_array_equal(plain, adapter(given, every(), dropout=0.5))
-    dropped = adapter(given, every(), dropout=0.5, key=key)
-    np.testing.assert_array_equal(dropped, adapter(given, every(), dropout=0.5, key=key))
-    assert float(abs(dropped - plain).max()) > 1e-3
-    assert float(abs(dropped - adapter(given, every(), dropout=0.5, key=jax.random.key(2))).max()) > 1e-3
+def test_dropout_needs_a_rate_and_a_seed(kind):
+    adapter, given = lively(kind), streams()
+    call = jax.jit(lambda noise: adapter(given, every(), noise=noise))
+    plain, dropped = call(None), call(noise(seed=1))
+    np.testing.assert_allclose(plain, call(noise(0.0)), atol=1e-6)  # two programs
+    np.testing.assert_array_equal(dropped, call(noise(seed=1)))
+    for other in (plain, call(noise(seed=2)), call(noise(0.25, seed=1))):
+        assert float(abs(dropped - other).max()) > 1e-3
 
 
-def test_dropout_keeps_the_expectation():
-    dropped = np.asarray(drop(jnp.full((300, 300), 2.0), 0.1, jax.random.key(0)))
-    assert dropped.mean() == pytest.approx(2.0, rel=0.01)
-    assert (dropped == 0).mean() == pytest.approx(0.1, rel=0.05)
-    np.testing.assert_allclose(dropped[dropped > 0], 2.0 / 0.9, rtol=1e-6)
+@pytest.mark.parametrize("kind", KINDS)
+def test_dropout_of_an_answer_depends_on_its_own_seed_alone(kind):
+    adapter, given, whole = lively(kind), streams(), noise(seed=1)
+    call = jax.jit(lambda streams, mask, noise: adapter(streams, mask, noise=noise))
+    part = call(jax.tree.map(lambda x: x[1:2], given), every(1), whole._replace(seeds=whole.seeds[1:2]))
+    np.testing.assert_allclose(part[0], call(given, every(), whole)[1], atol=1e-5)
 
 
 def test_every_block_drops_its_own_places():
-    adapter, given, key = lively("L2"), streams(), jax.random.key(3)
+    adapter, given, whole = lively("L2"), streams(), noise(seed=3)
     x = given.drafter
-    for block, own in zip(adapter.blocks, jax.random.split(key, 3), strict=True):
-        x = block(x, 0.5, own)
-    np.testing.assert_allclose(adapter(given, every(), dropout=0.5, key=key), adapter.final_norm(x), atol=1e-5)
+    for number, block in enumerate(adapter.blocks):
+        x = x + block.inner(normed(x), whole.at(number))
+    np.testing.assert_allclose(adapter(given, every(), noise=whole), adapter.final_norm(x), atol=1e-5)
+
+
+def test_every_part_of_a_layer_drops_its_own_places():
+    layer, x, whole = lively("L4").layer, streams().drafter, noise(seed=3)
+    weights, inner, outer = (whole.at(site) for site in range(3))
+    query, kept = layer.project(x)
+    scores = jnp.einsum("bihe,bjhe->bhij", query, kept.key) / (WIDTH / 8) ** 0.5
+    attended = jnp.einsum("bhij,bjhe->bihe", drop(jax.nn.softmax(scores), weights), kept.value)
+    x = x + layer.out(attended.reshape(x.shape))
+    narrow = jax.nn.gelu(layer.ffn_in(layer.ffn_norm(x)), approximate=False)
+    wanted = x + drop(layer.ffn_out(drop(narrow, inner)), outer)
+    left = layer(streams().drafter, every(), whole, causal=False)
+    np.testing.assert_allclose(left.x + drop(left.y + left.bias, left.noise), wanted, atol=1e-5)
 
 
 def test_more_positions_than_embeddings_are_refused():

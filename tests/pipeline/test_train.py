@@ -96,8 +96,8 @@ def test_several_adapters_are_trained_in_one_run(config, tmp_path):
 def test_a_validation_store_takes_the_place_of_a_share(config, tmp_path):
     held_out = write_store(tmp_path / "store" / "validation", rows=8, seed=1, prefix="validation")
     config = dataclasses.replace(config, validation=held_out)
-    training, validation = train.read_training_pairs(config, Store.open(config.store), Store.open(held_out))
-    assert (len(training), len(validation)) == (16, 8)
+    training, validation = train.training_sources(config, Store.open(config.store), Store.open(held_out))
+    assert (len(training.index), len(validation.index)) == (16, 8)
     train.run(config, tmp_path / "run")
 
 

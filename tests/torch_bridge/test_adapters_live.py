@@ -30,9 +30,12 @@ from xmsd_jax.pipeline.live_pair import Lengths, LivePair
 from xmsd_jax.pipeline.pair import PairConfig, pair_options
 from xmsd_jax.pipeline.rows import PHASE_1, DraftRow
 from xmsd_jax.pipeline.trained import Trained, token_head
+from xmsd_jax.training.engine import Engine
 from xmsd_jax.training.losses import Objective
 from xmsd_jax.training.recipe import Recipe
-from xmsd_jax.training.state import Skeleton, batches, begin, make_step, resident
+from xmsd_jax.training.sources import as_source
+from xmsd_jax.training.state import Hyper, Skeleton, begin
+from xmsd_jax.training.step import batches, make_steps, placed
 
 pytestmark = pytest.mark.slow
 
@@ -134,10 +137,11 @@ def bent(known: Known, name: str) -> Adapter:
     recipe = Recipe(dropout=0.0, loss="next" if offset else "study", token_weight=1.0)
     skeleton, params = Skeleton.split(adapter)
     objective = Objective(name=recipe.loss, offset=offset, token_weight=recipe.token_weight)
-    step, state, data = make_step(skeleton, objective, recipe), begin(params, recipe), resident(pairs)
-    order = jnp.asarray(batches(np.arange(len(pairs)), len(pairs)))
-    for _ in range(STEPS):
-        state, _ = step(state, data, known.head, order, jnp.float32(RATES[offset]))
+    mesh = Engine(devices=1).mesh()
+    steps = make_steps(skeleton, objective, recipe, mesh, compute=jnp.float32)
+    ((data, order),) = as_source(pairs, mesh).epoch(np.repeat(batches(np.arange(len(pairs)), len(pairs)), STEPS, 0))
+    head, rate, hyper = placed((known.head, np.float32(RATES[offset]), Hyper.of(recipe)), mesh)
+    state, _ = steps(placed(begin(params), mesh), data, head, order, rate, hyper)
     return skeleton.adapter(state.params)
 
 

@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from flax import nnx
 from torch._dynamo import config as dynamo
 
 from tests.adapters.small import FACTS, LENGTH, WIDTH, every, head, lively, streams
@@ -20,7 +19,7 @@ from xmsd_jax.adapters.torch_names import PREFIXES, to_torch
 from xmsd_jax.config import ConfigError
 from xmsd_jax.training.losses import Objective, Truth
 from xmsd_jax.training.recipe import Recipe
-from xmsd_jax.training.state import optimiser
+from xmsd_jax.training.state import Hyper, Skeleton, begin, updated
 
 PARAMETERS = {
     "L1": 2_113_537,
@@ -77,25 +76,23 @@ def losses(plain_trainer: PlainTrainer) -> list[float]:
 
 def jax_losses(kind: str) -> list[float]:
     """The same by the JAX adapter, the study's objective and this project's optimiser."""
-    graph, params = nnx.split(lively(kind))
-    objective, update = Objective(name="study", offset=FACTS[kind].offset), optimiser(Recipe()).update
+    skeleton, params = Skeleton.split(lively(kind))
+    objective, hyper = Objective(name="study", offset=FACTS[kind].offset), Hyper.of(Recipe())
     kept = [jnp.asarray(mask[ROWS] & (ROWS >= 0)[:, None]) for mask in masks()]
     given = Streams(*(jnp.asarray(states.float().numpy()[ROWS]) for states in data()[:2]))
     truth = Truth(given.target, jnp.zeros(kept[0].shape, jnp.int32), *kept)
 
     def loss(params):
-        return objective.value(objective.sums(nnx.merge(graph, params)(given, kept[0]), truth, head()))
+        return objective.value(objective.sums(skeleton.adapter(params)(given, kept[0]), truth, head()))
 
     @jax.jit
-    def step(params, moments, rate):
-        value, gradient = jax.value_and_grad(loss)(params)
-        with jax.numpy_dtype_promotion("standard"):
-            updates, moments = update(gradient, moments, params)
-        return value, jax.tree.map(lambda x, change: x - rate * change, params, updates), moments
+    def step(state, rate):
+        value, gradient = jax.value_and_grad(loss)(state.params)
+        return value, updated(state, gradient, rate, hyper)
 
-    found, moments = [], optimiser(Recipe()).init(params)
+    found, state = [], begin(params)
     for rate in RATES:
-        value, params, moments = step(params, moments, jnp.float32(rate))
+        value, state = step(state, jnp.float32(rate))
         found.append(float(value))
     return found
 

@@ -11,8 +11,9 @@ from tests.training import made_up
 from xmsd_jax.adapters.files import named_parameters
 from xmsd_jax.adapters.kinds import make
 from xmsd_jax.config import UserError
+from xmsd_jax.training.engine import Engine
 from xmsd_jax.training.history import Epoch, chosen, columns, is_stale, rows_of
-from xmsd_jax.training.loop import accepted_tokens, epoch_order, train
+from xmsd_jax.training.loop import DEFAULT_ENGINE, Pace, accepted_tokens, epoch_order, train
 from xmsd_jax.training.losses import Objective
 
 WIDTH = 64
@@ -20,7 +21,9 @@ pytestmark = pytest.mark.usefixtures("quick_compile")
 TRAIN, HELD_OUT = made_up.pairs(), made_up.pairs(8, seed=1, prefix="validation")
 
 
-def trained(kind="L1", *, training=TRAIN, validation=HELD_OUT, on_epoch=lambda e: None, **changes):
+def trained(
+    kind="L1", *, training=TRAIN, validation=HELD_OUT, on_epoch=lambda e: None, engine=DEFAULT_ENGINE, **changes
+):
     return train(
         make(kind, WIDTH),
         training=training,
@@ -28,6 +31,7 @@ def trained(kind="L1", *, training=TRAIN, validation=HELD_OUT, on_epoch=lambda e
         head=made_up.head(),
         mode="own",
         recipe=made_up.recipe(**changes),
+        engine=engine,
         on_epoch=on_epoch,
     )
 
@@ -83,13 +87,15 @@ def test_training_stops_when_patience_runs_out():
     assert (done.kept.epoch, len(done.epochs)) == (1, 3)
 
 
-def test_a_run_compiles_one_train_step_and_one_evaluation(monkeypatch):
+def test_a_run_traces_one_train_step_and_one_evaluation(monkeypatch):
     traces = []
-    sums = Objective.sums
-    monkeypatch.setattr(Objective, "sums", lambda *args: traces.append(args[1].shape) or sums(*args))
-    done = trained("L5F", epochs=2)
+    for name in ("of_tail", "row_sums"):
+        whole = getattr(Objective, name)
+        monkeypatch.setattr(Objective, name, lambda *args, n=name, f=whole: traces.append(n) or f(*args))
+    done = trained("L5F", epochs=2, loss="next")
     assert len(done.epochs) == 2
-    assert len(traces) == 2, "16 rows in batches of 6, the last one padded; 8 held-out rows in two"
+    # 16 rows in batches of 6, the last one padded; 8 held-out rows in two. A loss is made of sums of its rows.
+    assert traces == ["of_tail", "row_sums", "row_sums"]
 
 
 def test_a_learnable_next_token_is_accepted_after_training():
@@ -116,19 +122,57 @@ def test_n_free_is_the_mean_right_prefix():
     assert accepted_tokens(ids[None], answers, 0, 3) == pytest.approx((4 + 0 + 2) / 3)
 
 
-def test_the_order_of_an_epoch_depends_on_seed_and_epoch_alone():
+def test_the_order_of_an_epoch_depends_on_its_own_seed_and_epoch_alone():
     rows, recipe = np.arange(10), made_up.recipe()
     first = epoch_order(rows, recipe, 0)
     assert sorted(first[first >= 0].tolist()) == rows.tolist()
     assert_array_equal(first, epoch_order(rows, recipe, 0))
     assert (first != epoch_order(rows, recipe, 1)).any()
-    assert (first != epoch_order(rows, made_up.recipe(seed=1), 0)).any()
+    assert (first != epoch_order(rows, made_up.recipe(order_seed=1), 0)).any()
+    assert_array_equal(first, epoch_order(rows, made_up.recipe(seed=1), 0))
+
+
+def test_an_order_on_several_devices_is_the_order_on_one():
+    rows, recipe = np.arange(5), made_up.recipe()
+    one, two = (epoch_order(rows, recipe, 1, devices) for devices in (1, 2))
+    assert_array_equal(one[one >= 0], two[two >= 0])
+    assert two.shape[1] % 2 == 0
+
+
+def test_the_seed_of_dropout_is_not_the_seed_of_the_order():
+    start, other_dropout, other_order = (
+        trained(epochs=1, dropout=0.3, **seeds) for seeds in ({}, {"seed": 1}, {"order_seed": 1})
+    )
+    first, dropped, ordered = (d.epochs[0].training_loss for d in (start, other_dropout, other_order))
+    assert len({first, dropped, ordered}) == 3
+
+
+def test_without_dropout_the_seed_changes_nothing_but_initial_values():
+    """The adapter comes in with its own start."""
+    one, other = (trained(epochs=1, dropout=0.0, seed=seed) for seed in (0, 1))
+    assert one.epochs[0].training_loss == other.epochs[0].training_loss
+
+
+def test_a_batch_that_cannot_be_cut_over_the_devices_is_refused():
+    with pytest.raises(UserError, match="7 answers cannot be cut over 2 devices"):
+        trained(batch=7)
+    assert len(trained(batch=7, epochs=1, engine=Engine(devices=1)).epochs) == 1
+
+
+def test_the_pace_is_counted_in_answers_and_told_with_the_utilisation():
+    done = trained(epochs=1)
+    assert done.epochs[0].answers_per_second > 0
+    pace = Pace(answer_flops=2e6, chip_flops=1e9)
+    assert pace.utilisation(100.0) == pytest.approx(0.2)
+    told = dataclasses.replace(done.epochs[0], answers_per_second=1234.0)
+    assert pace.told([told]) == ", 1,234 answers/s, MFU 246.8%"
+    assert pace.told([]) == ""
 
 
 def test_a_loss_that_is_not_finite_stops_with_epoch_and_step():
     target = TRAIN.target.copy()
     target[:, 0] = 3e38
-    with pytest.raises(UserError, match=r"train: epoch 1, step 1 of 3: the loss is not finite"):
+    with pytest.raises(UserError, match=r"train: epoch 1, step 1 of 3: the loss is not finite \(rows \d+, .*\); lower"):
         trained(training=dataclasses.replace(TRAIN, target=target))
 
 

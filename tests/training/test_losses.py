@@ -50,7 +50,7 @@ def test_next_compares_with_the_next_state_and_its_token():
 
 def test_ids_that_are_not_real_cost_nothing_and_move_nothing():
     ids = jnp.asarray([[2, -1, 7]], jnp.int32)
-    loss, gradient = jax.jit(jax.value_and_grad(lambda x: token_loss(x, ids, ALL, HEAD)))(PREDICTED)
+    loss, gradient = jax.jit(jax.value_and_grad(lambda x: token_loss(x, ids, ALL, HEAD).sum()))(PREDICTED)
     assert loss == 0
     assert not np.asarray(gradient).any()
 
@@ -76,7 +76,7 @@ def test_what_the_masks_leave_out_reaches_neither_loss_nor_gradient(name):
 
 def test_zero_states_have_a_finite_gradient():
     zeros = jnp.zeros_like(PREDICTED)
-    gradient = jax.jit(jax.grad(lambda x: state_loss(x, zeros, ALL, 0.5)))(zeros)
+    gradient = jax.jit(jax.grad(lambda x: state_loss(x, zeros, ALL, 0.5).sum()))(zeros)
     assert np.isfinite(gradient).all()
 
 

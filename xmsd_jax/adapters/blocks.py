@@ -1,11 +1,12 @@
 """The parts that adapters are made of: PyTorch's initialisations, and one pre-LN transformer layer.
 
-Each computes in the dtype of its input and sums in float32. Initialisations are those of the study (its code used PyTorch's), stated for kernels [in, out].
+Each computes in the dtype of its input and sums in float32. Initialisations are those of the study (its code used
+PyTorch's), stated for kernels [in, out].
 """
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +26,8 @@ def kaiming_normal(gain: float) -> nnx.Initializer:
 class Linear(nnx.Linear):
     """Linear that computes in the dtype of what it is given, whatever its parameters are kept in."""
 
+    bias: Any
+
     def __call__(self, x: Float[Array, "... d"]) -> Float[Array, "... e"]:
         """`x @ kernel + bias`."""
         y = self.product(x)
@@ -37,6 +40,9 @@ class Linear(nnx.Linear):
 
 class LayerNorm(nnx.LayerNorm):
     """LayerNorm computed in float32, in and out in the dtype of its input."""
+
+    scale: Any
+    bias: Any
 
     def __call__(self, x: Float[Array, "b t d"], table: Float[Array, "t d"] | None = None) -> Float[Array, "b t d"]:
         """`LN(x)`, plus what a table says for each position."""

@@ -1,5 +1,7 @@
 """L1, L2, L3: each position on its own, g[t] -> h[t] (offset 0), no look at other positions."""
 
+from typing import Any, cast
+
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
@@ -45,7 +47,7 @@ class Bottleneck(Adapter):
 
     def tail(self, streams: Streams, mask: Bool[Array, "b t"], *, noise: Noise | None = None) -> NormTail:
         """See `Adapter`."""
-        x, y = streams.drafter, None
+        x, y = streams.drafter, cast(Any, None)
         for number, block in enumerate(self.blocks):
             x, before = unit(x, y)
             y = block.inner(before, None if noise is None else noise.at(number))
@@ -80,7 +82,7 @@ class WideBottleneck(Adapter):
 
     def tail(self, streams: Streams, mask: Bool[Array, "b t"], *, noise: Noise | None = None) -> NormTail:
         """See `Adapter`."""
-        x, y, alpha, outer = self.input_norm(streams.drafter), None, None, None
+        x, y, alpha, outer = self.input_norm(streams.drafter), cast(Any, None), cast(Any, None), None
         for number, block in enumerate(self.blocks):
             x = x if y is None else blended(x, alpha, drop(y, outer))
             inner, outer = (None, None) if noise is None else (noise.at(2 * number), noise.at(2 * number + 1))

@@ -7,6 +7,7 @@ floor: 4 d numbers a position forward, 7 d backward.
 
 import functools
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -35,21 +36,21 @@ def attend_fused(
     seeds = jnp.zeros(len(qkv), jnp.uint32) if noise is None else noise.seeds
     packed = qkv.reshape(*qkv.shape[:2], 3 * HEADS, -1)
     bias = bias.astype(jnp.float32).reshape(3 * HEADS, -1)
-    out = _attend(packed, bias, real.astype(jnp.int32), seeds, rate, causal, noise is not None)
+    out: Any = _attend(packed, bias, real.astype(jnp.int32), seeds, rate, causal, noise is not None)
     return out.reshape(*qkv.shape[:2], -1)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))
-def _attend(packed, bias, real, seeds, rate, causal, noisy):  # noqa: ANN001, ANN202
+def _attend(packed, bias, real, seeds, rate, causal, noisy) -> Any:
     out = jax.ShapeDtypeStruct((*packed.shape[:2], HEADS, packed.shape[3]), packed.dtype)
     return _call(_forward, packed, causal, noisy, out)(packed, bias, real, seeds, rate)
 
 
-def _attend_forward(packed, bias, real, seeds, rate, causal, noisy):  # noqa: ANN001, ANN202
+def _attend_forward(packed, bias, real, seeds, rate, causal, noisy) -> Any:
     return _attend(packed, bias, real, seeds, rate, causal, noisy), (packed, bias, real, seeds, rate)
 
 
-def _attend_backward(causal, noisy, saved, slope):  # noqa: ANN001, ANN202
+def _attend_backward(causal, noisy, saved, slope) -> Any:
     packed = saved[0]
     towards = _call(_backward, packed, causal, noisy, packed, slope=True)(slope, *saved)
     return towards, towards.astype(jnp.float32).sum((0, 1)), None, None, None
@@ -58,7 +59,7 @@ def _attend_backward(causal, noisy, saved, slope):  # noqa: ANN001, ANN202
 _attend.defvjp(_attend_forward, _attend_backward)
 
 
-def _call(kernel, packed, causal, noisy, out, *, slope=False):  # noqa: ANN001, ANN202
+def _call(kernel, packed, causal, noisy, out, *, slope=False) -> Any:
     rows, length, packs, width = packed.shape
     block = max(16, pl.next_power_of_2(length))
 
@@ -81,7 +82,7 @@ def _call(kernel, packed, causal, noisy, out, *, slope=False):  # noqa: ANN001, 
     )
 
 
-def _forward(packed, bias, real, seed, rate, out, *, length, causal, noisy):  # noqa: ANN001, ANN202
+def _forward(packed, bias, real, seed, rate, out, *, length, causal, noisy) -> Any:
     head, width = pl.program_id(1), packed.shape[-1]
     inside = jnp.arange(packed.shape[0]) < length
     scores = _scores(packed, bias, head, inside)
@@ -92,7 +93,7 @@ def _forward(packed, bias, real, seed, rate, out, *, length, causal, noisy):  # 
         _store(out, head, chunk, inside, _dot(weights, value, 1, 0))
 
 
-def _backward(slope, packed, bias, real, seed, rate, out, *, length, causal, noisy):  # noqa: ANN001, ANN202
+def _backward(slope, packed, bias, real, seed, rate, out, *, length, causal, noisy) -> Any:
     head, width = pl.program_id(1), packed.shape[-1]
     inside = jnp.arange(packed.shape[0]) < length
     weights, keep = _weights(_scores(packed, bias, head, inside), real, seed, rate, head, length, causal, noisy)
@@ -113,7 +114,7 @@ def _backward(slope, packed, bias, real, seed, rate, out, *, length, causal, noi
             _store(out, which * HEADS + head, chunk, inside, value)
 
 
-def _scores(packed, bias, head, inside):  # noqa: ANN001, ANN202
+def _scores(packed, bias, head, inside) -> Any:
     scores = jnp.zeros((len(inside), len(inside)), jnp.float32)
     for chunk in _chunks(packed.shape[-1]):
         query, key = (_biased(packed, bias, which * HEADS + head, chunk, inside) for which in range(2))
@@ -121,7 +122,7 @@ def _scores(packed, bias, head, inside):  # noqa: ANN001, ANN202
     return scores / math.sqrt(packed.shape[-1])
 
 
-def _weights(scores, real, seed, rate, head, length, causal, noisy):  # noqa: ANN001, ANN202
+def _weights(scores, real, seed, rate, head, length, causal, noisy) -> Any:
     """Softmax weights, and what dropout multiplies them by."""
     block = scores.shape[0]
     row, column = (jax.lax.broadcasted_iota(jnp.int32, scores.shape, axis) for axis in (0, 1))
@@ -138,23 +139,23 @@ def _weights(scores, real, seed, rate, head, length, causal, noisy):  # noqa: AN
     return weights, jnp.where(kept(place, seed[...], share), scale(share), 0.0)
 
 
-def _chunks(width: int) -> list[slice]:
+def _chunks(width: int) -> list[Any]:
     size = min(CHUNK, width)
     return [pl.ds(start, size) for start in range(0, width, size)]
 
 
-def _load(ref, pack, chunk, inside):  # noqa: ANN001, ANN202
+def _load(ref, pack, chunk, inside) -> Any:
     return plgpu.load(ref.at[:, pack, chunk], mask=inside[:, None], other=0.0)
 
 
-def _biased(packed, bias, pack, chunk, inside):  # noqa: ANN001, ANN202
+def _biased(packed, bias, pack, chunk, inside) -> Any:
     value = _load(packed, pack, chunk, inside).astype(jnp.float32) + bias[pack, chunk][None]
     return jnp.where(inside[:, None], value, 0.0).astype(packed.dtype)
 
 
-def _store(ref, pack, chunk, inside, value) -> None:  # noqa: ANN001
+def _store(ref, pack, chunk, inside, value) -> None:
     plgpu.store(ref.at[:, pack, chunk], value.astype(ref.dtype), mask=inside[:, None])
 
 
-def _dot(a, b, left: int, right: int):  # noqa: ANN001, ANN202
+def _dot(a, b, left: int, right: int) -> Any:
     return jax.lax.dot_general(a, b, (((left,), (right,)), ((), ())), preferred_element_type=jnp.float32)

@@ -63,18 +63,19 @@ def norm_loss_fused(
     flat = [a.reshape(-1, width) for a in (x, y, compared.target)]
     static = (None if noise is None else shape[1], alpha is not None, cosine)
     share = jnp.ones(1) if alpha is None else alpha.reshape(1)
-    value, each = _norm_loss(
+    found: Any = _norm_loss(
         *flat, share, gain, shift, row_noise(noise), compared.masks[0].reshape(-1), compared.scales, static
     )
+    value, each = found
     return value, each.reshape(shape[:2]).sum(1)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(9,))
-def _norm_loss(x, y, target, alpha, gain, shift, noise, mask, scales, static):  # noqa: ANN001, ANN202
+def _norm_loss(x, y, target, alpha, gain, shift, noise, mask, scales, static) -> Any:
     return _norm_loss_rule(x, y, target, alpha, gain, shift, noise, mask, scales, static)[0]
 
 
-def _norm_loss_rule(x, y, target, alpha, gain, shift, noise, mask, scales, static):  # noqa: ANN001, ANN202
+def _norm_loss_rule(x, y, target, alpha, gain, shift, noise, mask, scales, static) -> Any:
     scaled = static[1]
     outputs = [("each", F32), ("sums", F32), ("sums", F32), ("rows", x.dtype)]
     outputs += [("rows", x.dtype), ("sum", F32)] if scaled else []
@@ -83,7 +84,7 @@ def _norm_loss_rule(x, y, target, alpha, gain, shift, noise, mask, scales, stati
     return ((each * scales[0]).sum(), each), (gains, shifts, towards)
 
 
-def _norm_loss_back(static, saved, slopes):  # noqa: ANN001, ANN202
+def _norm_loss_back(static, saved, slopes) -> Any:
     gains, shifts, towards = saved
     outer = slopes[0]  # 1 where the value itself is differentiated, and then XLA drops the products
     x, *others = (a * outer.astype(a.dtype) for a in towards)
@@ -158,18 +159,17 @@ def blend_loss_fused(
     """
     shape, width = y.shape, y.shape[-1]
     flat = [a.reshape(-1, width) for a in (hidden, y, compared.target)]
-    value, same, following = _blend_loss(
-        *flat, bias, alpha.reshape(1), compared.masks.reshape(2, -1), compared.scales, cosines
-    )
+    found: Any = _blend_loss(*flat, bias, alpha.reshape(1), compared.masks.reshape(2, -1), compared.scales, cosines)
+    value, same, following = found
     return value, jnp.stack([each.reshape(shape[:2]).sum(1) for each in (same, following)], -1)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(7,))
-def _blend_loss(hidden, y, target, bias, alpha, masks, scales, cosines):  # noqa: ANN001, ANN202
+def _blend_loss(hidden, y, target, bias, alpha, masks, scales, cosines) -> Any:
     return _blend_loss_rule(hidden, y, target, bias, alpha, masks, scales, cosines)[0]
 
 
-def _blend_loss_rule(hidden, y, target, bias, alpha, masks, scales, cosines):  # noqa: ANN001, ANN202
+def _blend_loss_rule(hidden, y, target, bias, alpha, masks, scales, cosines) -> Any:
     outputs = [("each", F32), ("each", F32), ("rows", y.dtype), ("sums", F32), ("sum", F32)]
     call = row_call(partial(_blend_loss_kernel, cosines), y, outputs, name="blend_loss")
     same, following, towards, biases, alphas = call(hidden, y, target, bias, alpha, masks, scales)
@@ -177,7 +177,7 @@ def _blend_loss_rule(hidden, y, target, bias, alpha, masks, scales, cosines):  #
     return (value, same, following), (towards, biases, alphas)
 
 
-def _blend_loss_back(cosines, saved, slopes):  # noqa: ANN001, ANN202
+def _blend_loss_back(cosines, saved, slopes) -> Any:
     towards, biases, alphas = saved
     outer = slopes[0]
     towards = towards * outer.astype(towards.dtype)

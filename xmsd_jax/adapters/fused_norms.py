@@ -40,8 +40,8 @@ def add_norm_fused(
     """`s = x + drop(y + bias)` and `LN(s) * gain + shift`, of [b, t, d]."""
     length = None if noise is None else x.shape[1]
     flat = (a.reshape(-1, x.shape[-1]) for a in (x, y))
-    total, normed = _add_norm(*flat, bias, gain, shift, row_noise(noise), length)
-    return total.reshape(x.shape), normed.reshape(x.shape)
+    both: Any = _add_norm(*flat, bias, gain, shift, row_noise(noise), length)
+    return both[0].reshape(x.shape), both[1].reshape(x.shape)
 
 
 def unit_fused(x: Array) -> Array:
@@ -58,7 +58,8 @@ def add_unit_fused(x: Array, y: Array) -> tuple[Array, Array]:
 def gelu_drop_fused(y: Array, bias: Array, noise: Noise | None) -> Array:
     """`drop(GELU(y + bias))` of [b, t, d], with the exact erf."""
     length = None if noise is None else y.shape[1]
-    return _gelu_drop(y.reshape(-1, y.shape[-1]), bias, row_noise(noise), length).reshape(y.shape)
+    dropped: Any = _gelu_drop(y.reshape(-1, y.shape[-1]), bias, row_noise(noise), length)
+    return dropped.reshape(y.shape)
 
 
 @jax.custom_vjp
@@ -73,7 +74,7 @@ def _norm_rule(x: Any, gain: Any, shift: Any) -> tuple[Array, Any]:
 
 def _norm_back(saved: Any, slope: Any) -> tuple[Array, Array, Array]:
     x, gain, shift, wanted = saved
-    slope = jnp.zeros(slope.shape, slope.dtype) if isinstance(slope, SymbolicZero) else slope
+    slope = jnp.zeros_like(x) if isinstance(slope, SymbolicZero) else slope
     outputs = [("sums", F32), ("sums", F32), *([("rows", x.dtype)] if wanted else [])]
     call = row_call(_norm_back_kernel, x, outputs, name="norm_back", period=len(shift))
     gains, sums, *towards = call(x, gain, slope)
@@ -179,16 +180,16 @@ def _add_unit_back_kernel(count: int, total: Any, beside: Any, slope: Any, towar
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(6,))
-def _add_norm(x, y, bias, gain, shift, noise, length):  # noqa: ANN001, ANN202
+def _add_norm(x, y, bias, gain, shift, noise, length) -> Any:
     outputs = [("rows", x.dtype), ("rows", x.dtype)]
     call = row_call(partial(_add_norm_kernel, length), x, outputs, name="add_norm")
     total, normed = call(x, y, bias, gain, shift, *noise)
     return total, normed
 
 
-def _add_norm_rule(x, y, bias, gain, shift, noise, length):  # noqa: ANN001, ANN202
-    total, normed = _add_norm(x, y, bias, gain, shift, noise, length)
-    return (total, normed), (total, gain, noise)
+def _add_norm_rule(x, y, bias, gain, shift, noise, length) -> Any:
+    both: Any = _add_norm(x, y, bias, gain, shift, noise, length)
+    return both, (both[0], gain, noise)
 
 
 def _add_norm_back(length: int | None, saved: Any, slopes: tuple[Array, Array]) -> Any:
@@ -202,7 +203,7 @@ def _add_norm_back(length: int | None, saved: Any, slopes: tuple[Array, Array]) 
 _add_norm.defvjp(_add_norm_rule, _add_norm_back)
 
 
-def _add_norm_kernel(length, count, x, y, bias, gain, shift, rate, seeds, total, out) -> None:  # noqa: ANN001
+def _add_norm_kernel(length, count, x, y, bias, gain, shift, rate, seeds, total, out) -> None:
     scale, offset, beside, width = gain[:], shift[:], bias[:], x.shape[1]
 
     def body(row: Array, rows: Any, carry: int) -> int:
@@ -213,7 +214,9 @@ def _add_norm_kernel(length, count, x, y, bias, gain, shift, rate, seeds, total,
     each_row(count, lambda row: (x[row, :], y[row, :]), body, 0)
 
 
-def _add_norm_back_kernel(length, count, total, gain, beside, slope, rate, seeds, biases, gains, shifts, *towards):  # noqa: ANN001, ANN202
+def _add_norm_back_kernel(
+    length, count, total, gain, beside, slope, rate, seeds, biases, gains, shifts, *towards
+) -> Any:
     scale, width = gain[:], total.shape[1]
 
     def body(row: Array, rows: Any, carry: tuple[Array, ...]) -> tuple[Array, ...]:
@@ -233,16 +236,16 @@ def _add_norm_back_kernel(length, count, total, gain, beside, slope, rate, seeds
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _gelu_drop(y, bias, noise, length):  # noqa: ANN001, ANN202
+def _gelu_drop(y, bias, noise, length) -> Any:
     call = row_call(partial(_gelu_drop_kernel, length), y, [("rows", y.dtype)], name="gelu_drop")
     return call(y, bias, *noise)[0]
 
 
-def _gelu_drop_rule(y, bias, noise, length):  # noqa: ANN001, ANN202
+def _gelu_drop_rule(y, bias, noise, length) -> Any:
     return _gelu_drop(y, bias, noise, length), (y, bias, noise)
 
 
-def _gelu_drop_back(length, saved, slope):  # noqa: ANN001, ANN202
+def _gelu_drop_back(length, saved, slope) -> Any:
     y, bias, noise = saved
     outputs = [("sums", F32), ("rows", y.dtype)]
     kernel = partial(_gelu_drop_back_kernel, length)
@@ -253,7 +256,7 @@ def _gelu_drop_back(length, saved, slope):  # noqa: ANN001, ANN202
 _gelu_drop.defvjp(_gelu_drop_rule, _gelu_drop_back)
 
 
-def _gelu_drop_kernel(length, count, y, bias, rate, seeds, out) -> None:  # noqa: ANN001
+def _gelu_drop_kernel(length, count, y, bias, rate, seeds, out) -> None:
     beside, width = bias[:], y.shape[1]
 
     def body(row: Array, rows: Any, carry: int) -> int:
@@ -264,7 +267,7 @@ def _gelu_drop_kernel(length, count, y, bias, rate, seeds, out) -> None:  # noqa
     each_row(count, lambda row: (y[row, :],), body, 0)
 
 
-def _gelu_drop_back_kernel(length, count, y, bias, slope, rate, seeds, biases, towards) -> None:  # noqa: ANN001
+def _gelu_drop_back_kernel(length, count, y, bias, slope, rate, seeds, biases, towards) -> None:
     beside, width = bias[:], y.shape[1]
 
     def body(row: Array, rows: Any, carry: tuple[Array]) -> tuple[Array]:

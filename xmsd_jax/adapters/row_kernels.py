@@ -18,8 +18,7 @@ from jaxtyping import Array, Float, UInt32
 from xmsd_jax.adapters.interface import EPSILON
 from xmsd_jax.adapters.noise import Noise, kept, scale
 
-PROGRAMS_A_CORE = 2
-WARPS = 8
+PROGRAMS_A_CORE, WARPS = 2, 8
 Row = Float[Array, " d"]
 Scalar = Float[Array, ""]
 
@@ -81,7 +80,7 @@ def each_row(
     body: Callable[[Array, tuple[Array, ...], Any], Any],
     start: Any,
 ) -> Any:
-    """Run `body(row, load(row), carry)` over a program's rows of `count`; the next row is read while one is worked on."""
+    """Run `body(row, load(row), carry)` over a program's rows of `count`; the next is read while one is worked on."""
     program, programs = pl.program_id(0), pl.num_programs(0)
     own = (count - program + programs - 1) // programs
 

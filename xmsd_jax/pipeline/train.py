@@ -24,8 +24,8 @@ from xmsd_jax.pipeline.rows import drafter_name
 from xmsd_jax.runs import Run, provenance, stage_key, write_text
 from xmsd_jax.training.checkpoints import Checkpoints
 from xmsd_jax.training.curves import Curves
-from xmsd_jax.training.history import Epoch, columns, rows_of
 from xmsd_jax.training.engine import Engine
+from xmsd_jax.training.history import Epoch, columns, rows_of
 from xmsd_jax.training.loop import ACCEPTED, Trained, check_pairs, train
 from xmsd_jax.training.losses import Objective
 from xmsd_jax.training.recipe import Recipe

@@ -1,4 +1,4 @@
-"""On what and how fast: devices, the dtype of a step, where the split lies, and the chip's own speed to compare with."""
+"""On what and how fast: devices, the dtype of a step, where the split lies, and the chip's own speed."""
 
 from dataclasses import dataclass
 from functools import cache

@@ -18,16 +18,17 @@ from xmsd_jax.metrics.acceptance import Anchors, right_lengths
 from xmsd_jax.metrics.tokens import free_of_k
 from xmsd_jax.runs import progress
 from xmsd_jax.training.checkpoints import Checkpoints
+from xmsd_jax.training.engine import Engine, check_batch, matmul_rate, step_flops
 from xmsd_jax.training.history import Epoch, chosen, is_stale
 from xmsd_jax.training.losses import Objective, Sums
 from xmsd_jax.training.recipe import Recipe
-from xmsd_jax.training.engine import Engine, check_batch, matmul_rate, step_flops
 from xmsd_jax.training.sources import Source, as_source
-from xmsd_jax.training.state import Hyper, Params, Skeleton, begin
-from xmsd_jax.training.step import batches, make_evaluation, make_steps, placed
+from xmsd_jax.training.state import Hyper, Params, Skeleton, TrainState, begin
+from xmsd_jax.training.step import Evaluation, Steps, batches, make_evaluation, make_steps, placed
 
 ACCEPTED = {0: "n_free", 1: "tau"}
 """By offset, what the accepted tokens of a kind are called."""
+DEFAULT_ENGINE = Engine()
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -47,7 +48,7 @@ def train(
     head: TokenHead,
     mode: Mode,
     recipe: Recipe,
-    engine: Engine = Engine(),
+    engine: Engine = DEFAULT_ENGINE,
     checkpoints: Checkpoints | None = None,
     on_epoch: Callable[[Epoch], None] = lambda epoch: None,
     label: str = "train",
@@ -70,11 +71,9 @@ def train(
         UserError: pairs that do not fit, a batch that cannot be cut over the devices, a loss that is not finite (epoch,
             step, shards and rows are named), a bad checkpoint.
     """
-    # Mesh
+    # Mesh and data
     mesh = engine.mesh()
     check_batch(recipe.batch, mesh.size)
-
-    # Data
     training, validation = as_source(training, mesh), as_source(validation, mesh)
     check_pairs(adapter.facts, training.index, validation.index)
     rows = np.flatnonzero(training.index.same_mask.any(1))
@@ -83,9 +82,7 @@ def train(
     # Model
     objective = Objective(name=recipe.loss, offset=adapter.facts.offset, token_weight=recipe.token_weight)
     skeleton, params = Skeleton.split(adapter)
-    state = placed(begin(params), mesh)
-    best = state.params
-    hyper = placed(Hyper.of(recipe), mesh)
+    state, hyper = placed((begin(params), Hyper.of(recipe)), mesh)
     head = placed(TokenHead(head.weight.astype(engine.dtype), head.vocabulary), mesh)
 
     # Step
@@ -93,29 +90,18 @@ def train(
     evaluate = make_evaluation(skeleton, objective, recipe, mode, mesh, compute=engine.dtype)
     pace = Pace.of(params, training.index, mesh.size, engine)
 
-    # Restore
-    epochs: list[Epoch] = []
-    if checkpoints is not None and (saved := checkpoints.restore({"state": state, "best": best})) is not None:
-        state, best = saved.arrays["state"], saved.arrays["best"]
-        epochs = [Epoch(**values) for values in saved.notes["epochs"]]
-
-    # Epochs
+    # Restore, epochs
+    state, best, epochs = restored(checkpoints, state)
     for number in progress(range(len(epochs), recipe.epochs), label=lambda: f"{label}{pace.told(epochs)}"):
         if is_stale(epochs, recipe.select, recipe.patience):
             break
         start = perf_counter()
         order = epoch_order(rows, recipe, number, mesh.size)
         rate = placed(np.float32(recipe.rate(number)), mesh)
-        parts = []
-        for data, piece in training.epoch(order):
-            state, sums = steps(state, data, head, piece, rate, hyper)
-            parts.append(sums)
-        sums = joined(parts)
-        check_finite(sums, order, training, f"{label}: epoch {number + 1}")
+        state, sums = learned(steps, state, training, order, head, rate, hyper, where=f"{label}: epoch {number + 1}")
         trained = perf_counter() - start
-        found = [evaluate(state.params, data, head, piece) for data, piece in validation.epoch(held_order)]
-        held_sums, ids = joined([sums for sums, _ in found]), np.concatenate([np.asarray(ids) for _, ids in found])
-        check_finite(held_sums, held_order, validation, f"{label}: validation after epoch {number + 1}")
+        where = f"{label}: validation after epoch {number + 1}"
+        held_sums, ids = judged(evaluate, state.params, validation, held_order, head, where=where)
         epochs.append(
             Epoch(
                 epoch=number + 1,
@@ -130,10 +116,48 @@ def train(
         if chosen(epochs, recipe.select) is epochs[-1]:
             best = jax.tree.map(jnp.copy, state.params)
         if checkpoints is not None and (number + 1) % recipe.checkpoint_every == 0:
-            notes = {"epochs": [asdict(epoch) for epoch in epochs]}
-            checkpoints.save(number + 1, {"state": state, "best": best}, notes)
+            checkpoints.save(number + 1, {"state": state, "best": best}, {"epochs": [asdict(e) for e in epochs]})
         on_epoch(epochs[-1])
     return Trained(adapter=skeleton.adapter(best), epochs=tuple(epochs), kept=chosen(epochs, recipe.select))
+
+
+def restored(checkpoints: Checkpoints | None, state: TrainState) -> tuple[TrainState, Params, list[Epoch]]:
+    """State, best parameters and epochs so far: of the newest checkpoint, or `state` before any epoch."""
+    saved = None if checkpoints is None else checkpoints.restore({"state": state, "best": state.params})
+    if saved is None:
+        return state, state.params, []
+    return saved.arrays["state"], saved.arrays["best"], [Epoch(**values) for values in saved.notes["epochs"]]
+
+
+def learned(
+    steps: Steps,
+    state: TrainState,
+    source: Source,
+    order: np.ndarray,
+    head: TokenHead,
+    rate: Any,
+    hyper: Hyper,
+    *,
+    where: str,
+) -> tuple[TrainState, Sums]:
+    """The state after an epoch, and the sums of its steps. Raises UserError, which begins with `where`."""
+    parts = []
+    for data, piece in source.epoch(order):
+        state, sums = steps(state, data, head, piece, rate, hyper)
+        parts.append(sums)
+    sums = joined(parts)
+    check_finite(sums, order, source, where)
+    return state, sums
+
+
+def judged(
+    evaluate: Evaluation, params: Params, source: Source, order: np.ndarray, head: TokenHead, *, where: str
+) -> tuple[Sums, np.ndarray]:
+    """Sums [batches, b, 2] and drafted ids of an evaluation. Raises UserError, which begins with `where`."""
+    found = [evaluate(params, data, head, piece) for data, piece in source.epoch(order)]
+    sums = joined([sums for sums, _ in found])
+    check_finite(sums, order, source, where)
+    return sums, np.concatenate([np.asarray(ids) for _, ids in found])
 
 
 def check_pairs(facts: Facts, training: Index | Pairs, validation: Index | Pairs) -> None:
@@ -161,7 +185,8 @@ def epoch_order(rows: np.ndarray, recipe: Recipe, epoch: int, devices: int = 1) 
 
 def joined(parts: list[Sums]) -> Sums:
     """Sums of one piece after the other, on the host."""
-    return Sums(*(np.concatenate(arrays) for arrays in zip(*jax.device_get(parts), strict=True)))
+    arrays: Any = (np.concatenate(part) for part in zip(*jax.device_get(parts), strict=True))
+    return Sums(*arrays)
 
 
 def check_finite(sums: Sums, order: np.ndarray, source: Source, where: str) -> None:

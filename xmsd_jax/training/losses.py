@@ -139,7 +139,7 @@ def state_loss(
 def token_loss(
     predicted: Float[Array, "b t d"], ids: Int32[Array, "b t"], mask: Bool[Array, "b t"], head: TokenHead
 ) -> Float[Array, " b"]:
-    """Sum over an answer's kept positions of the cross-entropy of `ids` under the head; an id that is not real counts 0."""
+    """Sum over an answer's kept positions of the cross-entropy of `ids` by the head; ids that are not real count 0."""
     kept = mask & (ids >= 0) & (ids < head.vocabulary)
     logits = head.logits(jnp.where(kept[..., None], predicted, jnp.zeros((), predicted.dtype)))
     right = jnp.take_along_axis(logits, jnp.where(kept, ids, 0)[..., None], axis=-1)[..., 0]

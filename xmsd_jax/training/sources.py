@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import jax
 import jax.numpy as jnp
@@ -23,8 +23,15 @@ FACTS = ("drafter_len", "target_ids", "same_mask", "next_mask")
 class Source(Protocol):
     """Answers to train or to validate on."""
 
-    index: Index | Pairs
-    resident: bool
+    @property
+    def index(self) -> Index | Pairs:
+        """All about them but their states."""
+        ...
+
+    @property
+    def resident(self) -> bool:
+        """Whether the states lie on the devices."""
+        ...
 
     def epoch(self, order: np.ndarray, *, cut: bool = True) -> Iterator[tuple[Any, Any]]:
         """What `Steps` and `Evaluation` take as `data` and `order`, piece by piece, for batches int32[steps, b].
@@ -117,7 +124,8 @@ class StreamSource:
             facts[name] = facts[name] & real[..., None]
         shaped = {name: value.reshape(*piece.shape, *value.shape[1:]) for name, value in states.items()}
         content = {"drafter": None, **shaped, **facts}
-        return Resident(**{name: None if value is None else self._put(value, cut) for name, value in content.items()})
+        put = {name: None if value is None else self._put(value, cut) for name, value in content.items()}
+        return Resident(**cast(dict[str, Any], put))
 
     def _put(self, value: np.ndarray, cut: bool) -> jax.Array:
         sharding = NamedSharding(self.mesh, P(None, DATA) if cut else P())
@@ -153,14 +161,16 @@ def _upload(store: Store, field: str, rows: np.ndarray, mesh: Mesh) -> jax.Array
     )
     whole: Any = None
     for start, piece in zip(starts, pieces, strict=True):
-        part = piece[field]
         if whole is None:
-            blank = jax.jit(
-                lambda: jnp.zeros((len(rows), *part.shape[1:]), part.dtype), out_shardings=NamedSharding(mesh, P())
-            )
-            whole = blank()
-        whole = put(whole, placed(part.copy(), mesh), placed(np.int32(start), mesh))
+            whole = _blank(len(rows), piece[field], mesh)
+        whole = put(whole, placed(piece[field].copy(), mesh), placed(np.int32(start), mesh))
     return jax.block_until_ready(whole)
+
+
+def _blank(rows: int, like: np.ndarray, mesh: Mesh) -> jax.Array:
+    """Zeros [rows, ...] on every device, made there."""
+    make = jax.jit(lambda: jnp.zeros((rows, *like.shape[1:]), like.dtype), out_shardings=NamedSharding(mesh, P()))
+    return make()
 
 
 def _where(index: Index | Pairs, store: Store | None, places: np.ndarray) -> str:

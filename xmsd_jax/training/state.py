@@ -38,7 +38,7 @@ class Hyper(NamedTuple):
     def of(cls, recipe: Recipe) -> "Hyper":
         """Those of a recipe."""
         values = (np.float32(getattr(recipe, name)) for name in cls._fields[:-1])
-        return cls(*values, np.int32(recipe.seed))
+        return cls(*values, np.int32(recipe.seed))  # pyright: ignore[reportCallIssue]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -79,9 +79,10 @@ def updated(state: TrainState, gradient: Params, rate: Float[Array, ""], hyper: 
     ).update
     blank = (optax.EmptyState(), state.moments, optax.EmptyState())
     with jax.numpy_dtype_promotion("standard"):  # optax raises a float to an integer power
-        change, moments = update(gradient, blank, state.params)
+        change, after = update(gradient, blank, state.params)
+    _, moments, _ = after  # pyright: ignore[reportGeneralTypeIssues]
     params = jax.tree.map(lambda value, change: value - rate * change, state.params, change)
-    return TrainState(params, moments[1], state.step + 1)
+    return TrainState(params, moments, state.step + 1)
 
 
 def lowered(params: Params, dtype: jnp.dtype) -> Params:
