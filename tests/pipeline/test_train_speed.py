@@ -55,7 +55,7 @@ def test_every_part_is_measured_and_reused(tmp_path, capsys):
     capsys.readouterr()
     again = by_metric(train_speed.run(config, tmp_path))
     assert {name: row.value for name, row in again.items()} == {name: row.value for name, row in rows.items()}
-    assert "steps: reused" in capsys.readouterr().out
+    assert "steps_L1: reused" in capsys.readouterr().out
     assert len(read_results(tmp_path)[0]) == len(rows)
 
 
@@ -63,7 +63,7 @@ def test_minutes_of_the_study_follow_from_the_epochs():
     config = TrainSpeedConfig(**SMALL)
     ours = {"ms": [1.0, 2.0, 3.0], "compile_s": 6.0, "flops": 1e9, "loss": 1.0}
     steps = {"L1": {"ours": ours, "epoch": {"epoch": 100.0, "slowest": 90.0, "pure": None}, "torch": {}}}
-    found = {"chip": {"matmul_tflops": 1.0, "copy_gbs": 1.0}, "steps": steps}
+    found = {"chip": {"chip": {"matmul_tflops": 1.0, "copy_gbs": 1.0}}, "steps": steps}
     rows = by_metric(result_rows(found, config))
     assert rows["all adapters/study_minutes"].value == pytest.approx((320 / 100 * 2 + 6) / 60)
     assert rows["L1/mfu"].value == pytest.approx(1e9 / 2e-3 / 1e12)

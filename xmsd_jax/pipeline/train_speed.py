@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any, Literal
@@ -83,32 +84,34 @@ class TrainSpeedConfig:
 
 
 def run(config: TrainSpeedConfig, run_dir: Path, fresh: bool = False) -> list[Row]:
-    """Measure all parts (finished ones are reused), write results.json, print the table."""
+    """Measure all parts (finished ones are reused), write results.json after each, print the table."""
     run = Run.open(run_dir, config)
-    found: dict[str, Any] = {"chip": _part(run, config, "chip", fresh, lambda: chip(config.engine))}
-    for name, measure in _measures(config, run).items():
-        if name in config.parts:
-            found[name] = _part(run, config, name, fresh, measure)
-    rows = result_rows(found, config)
-    write_results(run.path, rows, provenance() | {"config": dump(config)})
+    found: dict[str, dict[str, Any]] = {}
+    rows: list[Row] = []
+    for part, name, measure in _measures(config, run):
+        stage = part if name == part else f"{part}_{name}"
+        found.setdefault(part, {})[name] = _part(run, config, stage, fresh, measure)
+        rows = result_rows(found, config)
+        write_results(run.path, rows, provenance() | {"config": dump(config)})
     print(table(rows))
     print(f"results: {run.path}/results.json", flush=True)
     return rows
 
 
-def _measures(config: TrainSpeedConfig, run: Run) -> dict[str, Callable[[], Any]]:
+def _measures(config: TrainSpeedConfig, run: Run) -> list[tuple[str, str, Callable[[], Any]]]:
+    """Part, what of it, and how to measure that."""
     from xmsd_jax.pipeline import speed_torch  # here, not above: only a run with a baseline needs torch
 
-    def steps() -> Any:
-        return {kind: _one_kind(config, kind, run, speed_torch) for kind in config.kinds}
-
-    return {
-        "steps": steps,
-        "stream": lambda: stream_epoch(config, run.path / "made_store" / "train"),
-        "sweep": lambda: sweep_speed(config),
-        "judge": lambda: judge_speed(config),
-        "parity": lambda: {kind: speed_torch.parity(config, kind) for kind in config.parity_kinds},
+    store = run.path / "made_store" / "train"
+    by_part: dict[str, list[tuple[str, Callable[[], Any]]]] = {
+        "steps": [(kind, partial(_one_kind, config, kind, run, speed_torch)) for kind in config.kinds],
+        "stream": [(config.stream_kind, partial(stream_epoch, config, store))],
+        "sweep": [(config.sweep_kind, partial(sweep_speed, config))],
+        "judge": [(config.judge_kind, partial(judge_speed, config))],
+        "parity": [(kind, partial(speed_torch.parity, config, kind)) for kind in config.parity_kinds],
     }
+    asked = [(part, name, measure) for part in config.parts for name, measure in by_part[part]]
+    return [("chip", "chip", partial(chip, config.engine)), *asked]
 
 
 def _one_kind(config: TrainSpeedConfig, kind: str, run: Run, speed_torch: Any) -> dict[str, Any]:
@@ -142,7 +145,7 @@ def _told(content: Mapping[str, Any]) -> str:
 
 def _part(run: Run, config: TrainSpeedConfig, name: str, fresh: bool, measure: Callable[[], Any]) -> Any:
     """A part's numbers, measured or read from the run folder."""
-    key = stage_key(replace(config, parts=()), __version__, name)
+    key = stage_key(replace(config, parts=(), kinds=(), parity_kinds=()), __version__, name)
     with run.stage(name, key, fresh) as stage:
         file = stage.path / "numbers.json"
         if not stage.reused:
@@ -150,8 +153,8 @@ def _part(run: Run, config: TrainSpeedConfig, name: str, fresh: bool, measure: C
     return json.loads(file.read_text(encoding="utf-8"))
 
 
-def result_rows(found: Mapping[str, Any], config: TrainSpeedConfig) -> list[Row]:
-    """Every figure as a row."""
+def result_rows(found: Mapping[str, Mapping[str, Any]], config: TrainSpeedConfig) -> list[Row]:
+    """Every figure as a row; `found`: part -> what of it -> its numbers."""
     shared = {
         "answers": config.shape.answers,
         "positions": config.shape.positions,
@@ -161,28 +164,32 @@ def result_rows(found: Mapping[str, Any], config: TrainSpeedConfig) -> list[Row]
         "states": "random",
         "device": jax.devices()[0].device_kind,
     }
-    rows = _Rows(shared)
-    rows.add("chip", "matmul", found["chip"]["matmul_tflops"], "TFLOP/s")
-    rows.add("chip", "copy", found["chip"]["copy_gbs"], "GB/s")
+    rows, chip_found = _Rows(shared), found["chip"]["chip"]
+    rows.add("chip", "matmul", chip_found["matmul_tflops"], "TFLOP/s")
+    rows.add("chip", "copy", chip_found["copy_gbs"], "GB/s")
     for kind, content in found.get("steps", {}).items():
-        _step_rows(rows, kind, content, found["chip"]["matmul_tflops"])
+        _step_rows(rows, kind, content, chip_found["matmul_tflops"])
     if "steps" in found:
+        about = {
+            "kinds": list(found["steps"]),
+            "epochs": config.study_epochs,
+            "study_answers": config.study_answers,
+            "measured_answers": config.shape.answers,
+        }
         rows.add(
-            "all adapters", "study_minutes", _study_minutes(found["steps"], config), "min", kind="extrapolated",
-            epochs=config.study_epochs, study_answers=config.study_answers, measured_answers=config.shape.answers,
-        )  # fmt: skip
-    if content := found.get("stream"):
-        name, pure = config.stream_kind, content["pure"]
+            "all adapters", "study_minutes", _study_minutes(found["steps"], config), "min", kind="extrapolated", **about
+        )
+    for kind, content in found.get("stream", {}).items():
         for which in ("first", "later"):
-            rows.add(name, f"stream_share_{which}", content[which] / pure, "", baseline="pure step rate", **content)
-        rows.add(name, "stream_host_gb", content["host_gb"], "GB")
-    if content := found.get("sweep"):
-        name = f"sweep of {content['members']} x {config.sweep_kind}"
-        rows.add(name, "throughput", content["single_ms"] * content["members"] / content["together_ms"], "x",
-                 baseline="single runs", **content)  # fmt: skip
+            share = content[which] / content["pure"]
+            rows.add(kind, f"stream_share_{which}", share, "", baseline="pure step rate", **content)
+        rows.add(kind, "stream_host_gb", content["host_gb"], "GB")
+    for kind, content in found.get("sweep", {}).items():
+        name, gain = f"sweep of {content['members']} x {kind}", content["single_ms"] * content["members"]
+        rows.add(name, "throughput", gain / content["together_ms"], "x", baseline="single runs", **content)
         rows.add(name, "wall_clock_share", content["together_s"] / content["single_s"], "", baseline="single runs")
-    if content := found.get("judge"):
-        rows.add(config.judge_kind, "judge_seconds", content["seconds"], "s", **content)
+    for kind, content in found.get("judge", {}).items():
+        rows.add(kind, "judge_seconds", content["seconds"], "s", **content)
     for kind, content in found.get("parity", {}).items():
         rows.add(kind, "loss_difference", content["worst"], "relative", baseline="the same in PyTorch", **content)
     return rows.made
@@ -222,7 +229,7 @@ def _step_rows(rows: _Rows, kind: str, content: Mapping[str, Any], matmul_tflops
     rows.add(kind, "step_ms", middle, "ms", low=min(ours["ms"]), high=max(ours["ms"]), n=len(ours["ms"]), **about)
     rows.add(kind, "mfu", ours["flops"] / (middle * 1e-3) / (matmul_tflops * 1e12), "", baseline="measured matmul rate")
     epoch = content["epoch"]
-    rows.add(kind, "epoch_answers_per_second", epoch["epoch"], "answers/s", low=epoch["slowest"])
+    rows.add(kind, "epoch_answers_per_second", epoch["epoch"], "answers/s", slowest=epoch["slowest"])
     if epoch["pure"] is not None:
         rows.add(kind, "epoch_share", epoch["epoch"] / epoch["pure"], "", baseline="pure step rate", pure=epoch["pure"])
     for mode, timed in content["torch"].items():
