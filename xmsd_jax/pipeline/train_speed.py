@@ -195,7 +195,7 @@ def result_rows(found: Mapping[str, Mapping[str, Any]], config: TrainSpeedConfig
     for kind, content in found.get("stream", {}).items():
         for which in ("first", "later"):
             share = content[which] / content["pure"]
-            rows.add(kind, f"stream_share_{which}", share, "", baseline="pure step rate", **content)
+            rows.add(kind, f"stream_share_{which}", share, "", baseline="steps on batches that lie ready", **content)
         rows.add(kind, "stream_host_gb", content["host_gb"], "GB")
     for kind, content in found.get("sweep", {}).items():
         name, gain = f"sweep of {content['members']} x {kind}", content["single_ms"] * content["members"]
@@ -243,8 +243,11 @@ def _step_rows(rows: _Rows, kind: str, content: Mapping[str, Any], matmul_tflops
     rows.add(kind, "mfu", ours["flops"] / (middle * 1e-3) / (matmul_tflops * 1e12), "", baseline="measured matmul rate")
     epoch = content["epoch"]
     rows.add(kind, "epoch_answers_per_second", epoch["epoch"], "answers/s", slowest=epoch["slowest"])
+    step_rate = rows.shared["batch"] / (middle * 1e-3)
+    rows.add(kind, "epoch_share", epoch["epoch"] / step_rate, "", baseline="its own steps", step_rate=step_rate)
     if epoch["pure"] is not None:
-        rows.add(kind, "epoch_share", epoch["epoch"] / epoch["pure"], "", baseline="pure step rate", pure=epoch["pure"])
+        share = epoch["epoch"] / epoch["pure"]
+        rows.add(kind, "epoch_share_ready", share, "", baseline="steps on batches that lie ready", pure=epoch["pure"])
     for mode, timed in content["torch"].items():
         rows.add(
             kind, "torch_step_ms", median(timed["ms"]), "ms", low=min(timed["ms"]), high=max(timed["ms"]),
