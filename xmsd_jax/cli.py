@@ -43,6 +43,9 @@ STAGES = {
         StageEntry(name="extract", config="ExtractConfig", purpose="paired hidden states and ids of both models"),
         StageEntry(name="train", config="TrainConfig", purpose="one adapter on stored states, in JAX"),
         StageEntry(
+            name="sweep", config="SweepConfig", purpose="a grid of trainings, many in one compiled program; ranked"
+        ),
+        StageEntry(
             name="evaluate",
             config="EvaluateConfig",
             purpose="adapters and control rows on held-out answers: states, tokens, walks",
@@ -61,7 +64,12 @@ STAGES = {
             config="StudyConfig",
             purpose="all adapters on one store: train, judge, predict, decode, report",
         ),
-        StageEntry(name="benchmark", config="BenchmarkConfig", purpose="live speculative decoding, wall clock"),
+        StageEntry(
+            name="benchmark",
+            config="BenchmarkConfig",
+            purpose="live speculative decoding, wall clock; or the speed of training",
+            variant=("torch_modes", "train_speed", "TrainSpeedConfig"),
+        ),
         StageEntry(name="report", config="ReportConfig", purpose="results and traces -> one HTML page, markdown, CSV"),
     )
 }

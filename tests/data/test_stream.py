@@ -1,7 +1,11 @@
 """A stream of states: the rows asked for, in that order, in few buffers; no damage passes and no thread is left."""
 
+import contextlib
+import gc
+import os
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +14,7 @@ from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
 
 from tests.small_store import ROWS, STEPS, WIDTH, write_store
-from xmsd_jax.data import stream
+from xmsd_jax.data import row_reader, stream
 from xmsd_jax.data.batches import read_pairs
 from xmsd_jax.data.row_reader import RowReader
 from xmsd_jax.data.store import Store, StoreError
@@ -127,9 +131,9 @@ def test_memory_is_ahead_plus_hold_chunks_however_long_the_stream(store, monkeyp
 def test_order_holds_when_later_chunks_are_read_sooner(store, pairs, monkeypatch):
     read_into = RowReader.read_into
 
-    def slow_when_even(self, rows, out):
+    def slow_when_even(self, rows, *where):
         time.sleep(0.01 if rows[0] % 2 == 0 else 0)
-        read_into(self, rows, out)
+        return read_into(self, rows, *where)
 
     monkeypatch.setattr(RowReader, "read_into", slow_when_even)
     chunks = [np.full(2, row) for row in range(ROWS)]
@@ -184,10 +188,10 @@ def test_no_thread_is_left(store, how):
 def test_an_error_of_a_reader_is_raised_where_its_chunk_is_asked_for(store, monkeypatch):
     read_into = RowReader.read_into
 
-    def fails(self, rows, out):
+    def fails(self, rows, *where):
         if 7 in rows:
             raise MemoryError("no more")
-        read_into(self, rows, out)
+        return read_into(self, rows, *where)
 
     monkeypatch.setattr(RowReader, "read_into", fails)
     states = stream_rows(store, FIELDS, [np.array([1]), np.array([2]), np.array([7]), np.array([3])], ahead=3)
@@ -226,16 +230,94 @@ def test_a_damaged_shard_index_is_found(path):
         list(stream_rows(Store.open(path), ["target_hidden"], [np.array([4])]))
 
 
+@pytest.mark.parametrize("passes", [1, 2])
 @pytest.mark.parametrize("what", ["gone", "short"])
-def test_a_file_that_is_lost_after_its_rows_were_verified_is_an_error(path, store, what):
-    list(stream_rows(store, ["target_hidden"], [np.arange(ROWS)] * 2))
+def test_a_file_that_is_lost_after_its_rows_were_verified_is_an_error(path, store, pairs, what, passes):
+    list(stream_rows(store, ["target_hidden"], [np.arange(ROWS)] * passes))
     file = path / "target_hidden" / "c" / "3" / "0" / "0"
-    content = file.read_bytes()
-    file.unlink()
-    if what == "short":
-        file.write_bytes(content[:100])
-    with pytest.raises(StoreError, match="c/3/0/0: row 13 of target_hidden cannot be read"):
-        list(stream_rows(store, ["target_hidden"], [np.array([1, 13])]))
+    file.unlink() if what == "gone" else os.truncate(file, 100)
+    again = stream_rows(store, ["target_hidden"], [np.array([1, 13])])
+    if (what, passes) == ("gone", 2):  # opened by the second pass, and an open file is still there
+        assert_array_equal(next(again)["target_hidden"], pairs.target[[1, 13]])
+    else:
+        with pytest.raises(StoreError, match="c/3/0/0: row 13 of target_hidden cannot be read"):
+            list(again)
+
+
+def test_of_a_row_read_before_no_more_than_its_answer_is_read(path, store, pairs):
+    list(stream_rows(store, ["target_hidden"], [np.arange(ROWS)]))
+    for file in (path / "target_hidden").rglob("0"):
+        if file.is_file():
+            content = np.frombuffer(bytearray(file.read_bytes()), np.uint8)
+            number, row_bytes = int(file.parts[-3]), STEPS * WIDTH * 4
+            for place in range(4):
+                length = pairs.target_len[number * 4 + place]
+                start = place * (row_bytes + 4)
+                content[start + length * WIDTH * 4 : start + row_bytes] = 0xFF
+            file.write_bytes(content.tobytes())
+    (states,) = stream_rows(store, ["target_hidden"], [np.arange(ROWS)])
+    assert_array_equal(states["target_hidden"], pairs.target)
+    read = np.full_like(pairs.target, 7)
+    store.reader("target_hidden").read_into(np.arange(ROWS), pairs.target_len, read)
+    assert (read[np.arange(STEPS) >= pairs.target_len[:, None]] == 7).all()
+
+
+@pytest.mark.parametrize("passes", [0, 1])
+def test_a_shorter_answer_leaves_nothing_of_the_longer_one_before(store, pairs, passes):
+    longest, shortest = np.argmax(pairs.target_len), np.argmin(pairs.target_len)
+    assert pairs.target_len[longest] > pairs.target_len[shortest]
+    list(stream_rows(store, ["target_hidden"], [np.arange(ROWS)] * passes))
+    order = [np.array([row]) for row in (longest, shortest, longest, -1, longest, shortest, -1)]
+    for rows, states in zip(order, stream_rows(store, ["target_hidden"], order, ahead=1), strict=True):
+        assert_array_equal(states["target_hidden"], expected(pairs.target, rows))
+
+
+def test_buffers_cannot_be_written_to(store):
+    (states,) = stream_rows(store, ["target_hidden"], [np.array([1])])
+    with pytest.raises(ValueError, match="read-only"):
+        states["target_hidden"][0, -1] = 1
+
+
+def test_every_row_is_tested_for_nan_at_its_first_reading_and_never_again(store, monkeypatch):
+    tested = []
+    monkeypatch.setattr(stream, "keep_answers", lambda states, lengths, rows, source: tested.extend(rows))
+    for rows in ([9, -1, 3, 4], [4, 5, -1, 9, 6], np.arange(ROWS)[::-1], np.arange(ROWS)):
+        list(stream_rows(store, ["target_hidden"], [np.array(rows)]))
+        assert set(rows) - {-1} <= set(tested)
+    assert sorted(tested) == list(range(ROWS))
+
+
+def test_a_row_with_nan_is_refused_again_when_it_is_asked_for_again(tmp_path):
+    store = Store.open(write_store(tmp_path / "train", spoil=lambda fields: fields["target_hidden"][5, 0].fill(np.nan)))
+    for _ in range(2):
+        with pytest.raises(StoreError, match="row 5 of target_hidden holds nan or inf"):
+            list(stream_rows(store, ["target_hidden"], [np.arange(ROWS)]))
+
+
+def open_shards(path) -> int:
+    found = 0
+    for link in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # the folder's own
+            found += str(path) in os.readlink(link)
+    return found
+
+
+def test_few_shards_stay_open_and_none_when_the_store_is_gone(path, monkeypatch):
+    monkeypatch.setattr(row_reader, "MOST_OPEN", 2)
+    store = Store.open(path)
+    rows = np.arange(ROWS)
+    pairs = read_pairs(store, inputs="both", pairing="index", as_stored=True)
+    before = open_shards(path)
+    for states in stream_rows(store, FIELDS, [rows] * 8, threads=4):
+        assert_array_equal(states["target_hidden"], pairs.target)
+    del states
+    assert open_shards(path) - before == 2 * len(FIELDS)
+    gc.disable()
+    try:
+        del store
+        assert open_shards(path) <= before
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("value", [np.nan, -np.inf])

@@ -21,7 +21,7 @@ from xmsd_jax.adapters.noise import Noise, kept, scale
 
 CHUNK = 128
 """Numbers of a head that are multiplied at once."""
-WARPS, STAGES = 4, 2
+FORWARD_WARPS, BACKWARD_WARPS, STAGES = 4, 8, 2
 
 
 def attend_fused(
@@ -76,7 +76,7 @@ def _call(kernel, packed, causal, noisy, out, *, slope=False) -> Any:
         in_specs=([answer(block, HEADS, width)] if slope else []) + inputs,
         out_specs=answer(block, *out.shape[2:]),
         out_shape=jax.ShapeDtypeStruct(out.shape, out.dtype),
-        compiler_params=plgpu.CompilerParams(num_warps=WARPS, num_stages=STAGES),
+        compiler_params=plgpu.CompilerParams(num_warps=BACKWARD_WARPS if slope else FORWARD_WARPS, num_stages=STAGES),
         interpret=jax.default_backend() != "gpu",
         name=kernel.__name__.strip("_") + "_attention",
     )

@@ -29,22 +29,30 @@ def in_batches(answers: int, batch: int = BATCH) -> Iterator[np.ndarray]:
         yield np.concatenate([rows, np.full(batch - len(rows), rows[0])])
 
 
-def adapter_anchors(adapter: Any, head: TokenHead, pairs: Pairs, *, mode: Mode, gamma: int) -> Anchors:
+def adapter_anchors(
+    adapter: Any, head: TokenHead, pairs: Pairs, *, mode: Mode, gamma: int, compute: Any = None, batch: int = BATCH
+) -> Anchors:
     """Roll an adapter of offset 1 out at every anchor.
 
     Args:
         adapter: a `CausalAdapter`.
         head: of the target.
-        pairs: stored states and answers, in the pairing that the mode reads.
+        pairs: stored states and answers, in the pairing that the mode reads; states may lie on the device already.
         mode: own or synced.
         gamma: ids to draft; any shorter draft is a prefix of it.
+        compute: dtype of states and matrices; their own by default.
+        batch: answers at once.
     """
     graph, parameters = nnx.split(adapter)
+    if compute is not None:
+        head = TokenHead(head.weight.astype(compute), head.vocabulary)
 
     def draft(parameters: Any, head: TokenHead, streams: Streams, drafter_len: jax.Array) -> Drafted:
+        if compute is not None:
+            streams = jax.tree.map(lambda x: x.astype(compute), streams)
         return rollout_everywhere(nnx.merge(graph, parameters), head, streams, drafter_len, gamma=gamma, mode=mode)
 
-    ids, margins = _drafts(jax.jit(draft), parameters, head, pairs)
+    ids, margins = _drafts(jax.jit(draft), parameters, head, pairs, batch)
     return _anchors(ids, margins, pairs)
 
 
@@ -78,16 +86,18 @@ def adapter_free(adapter: Adapter, head: TokenHead, pairs: Pairs, *, draft_len: 
 
 
 def _drafts(
-    draft: Callable[..., Drafted], parameters: Any, head: TokenHead, pairs: Pairs
+    draft: Callable[..., Drafted], parameters: Any, head: TokenHead, pairs: Pairs, batch: int = BATCH
 ) -> tuple[np.ndarray, np.ndarray]:
     """Run a compiled drafting function over all answers, batch by batch."""
     found = []
     count = len(pairs.target_len)
-    for rows in in_batches(count):
+    for rows in in_batches(count, batch):
         both = (None if states is None else jnp.asarray(states[rows]) for states in (pairs.drafter, pairs.target))
         drafter_len = jnp.asarray(pairs.drafter_len[rows], jnp.int32)
-        found.append(jax.tree.map(np.asarray, draft(parameters, head, Streams(*both), drafter_len)))
-    ids, margins = (np.concatenate(parts)[:count] for parts in zip(*found, strict=True))
+        found.append(draft(parameters, head, Streams(*both), drafter_len))
+        if len(found) > 1:  # one call behind, so that the device does not wait for the host
+            found[-2] = jax.device_get(found[-2])
+    ids, margins = (np.concatenate(parts)[:count] for parts in zip(*jax.device_get(found), strict=True))
     return ids, margins
 
 

@@ -2,9 +2,11 @@
 
 import json
 import shutil
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -92,6 +94,9 @@ def run(config: TrainConfig, run_dir: Path, fresh: bool = False) -> Path:
     Raises:
         UserError: stores that do not fit, damaged states, a loss that is not finite, a damaged checkpoint.
     """
+    config.engine.join()
+    if config.engine.process:
+        run_dir = run_dir / f"process_{config.engine.process}"
     return train_adapter(config, Run.open(run_dir, config), fresh=fresh)
 
 
@@ -102,12 +107,15 @@ def train_adapter(config: TrainConfig, run: Run, *, name: str = STAGE, fresh: bo
     bits. Raises as `run`.
     """
     store = Store.open(config.store)
-    held_out = None if config.validation is None else _validation_store(config.validation, store)
+    held_out = validation_store(config.validation, store)
     key = _key(config, store, held_out)
     with run.stage(name, key, fresh) as stage:
         if not stage.reused:
-            with Checkpoints(stage.path / CHECKPOINTS, key) as checkpoints:
-                trained = _train(config, store, held_out, checkpoints, run, stage.path)
+            if config.engine.processes > 1:
+                trained = _train(config, store, held_out, None, run, stage.path)
+            else:
+                with Checkpoints(stage.path / CHECKPOINTS, key) as checkpoints:
+                    trained = _train(config, store, held_out, checkpoints, run, stage.path)
             _export(config, store, trained, stage.path)
     # Only now: until the stage is marked as done, they are what it continues from.
     shutil.rmtree(stage.path / CHECKPOINTS, ignore_errors=True)
@@ -130,7 +138,7 @@ def training_sources(config: TrainConfig, store: Store, held_out: Store | None) 
 
 
 def _train(
-    config: TrainConfig, store: Store, held_out: Store | None, checkpoints: Checkpoints, run: Run, folder: Path
+    config: TrainConfig, store: Store, held_out: Store | None, checkpoints: Checkpoints | None, run: Run, folder: Path
 ) -> Trained:
     training, validation = training_sources(config, store, held_out)
     head = TokenHead.of(jnp.asarray(store.head().astype(np.float32)), store.manifest.vocabulary["real"])
@@ -160,7 +168,7 @@ def _train(
 
 def _export(config: TrainConfig, store: Store, trained: Trained, folder: Path) -> None:
     by = config.accepted if config.recipe.select == "accepted" else "validation_loss"
-    kept, manifest = trained.kept, store.manifest
+    kept = trained.kept
     choice = {"epoch": kept.epoch, "by": by, "value": kept.accepted if by == config.accepted else kept.validation_loss}
     content = {
         "kind": config.kind,
@@ -171,7 +179,13 @@ def _export(config: TrainConfig, store: Store, trained: Trained, folder: Path) -
         **columns(trained.epochs, config.accepted),
     }
     write_text(folder / HISTORY, json.dumps(content, indent=1) + "\n")
-    passport = Passport(
+    save_adapter(folder / ADAPTER, trained.adapter, passport(config, store, choice))
+
+
+def passport(config: TrainConfig, store: Store, choice: Mapping[str, Any]) -> Passport:
+    """What an adapter is and what it was trained on; `choice`: epoch, metric and value that it was kept for."""
+    manifest = store.manifest
+    return Passport(
         kind=config.kind,
         width=manifest.width,
         blocks=config.blocks or kind_of(config.kind).blocks,
@@ -182,10 +196,12 @@ def _export(config: TrainConfig, store: Store, trained: Trained, folder: Path) -
         store=manifest.fingerprint,
         training={**choice, "recipe": dump(config.recipe), "software": provenance()["versions"]},
     )
-    save_adapter(folder / ADAPTER, trained.adapter, passport)
 
 
-def _validation_store(path: Path, training: Store) -> Store:
+def validation_store(path: Path | None, training: Store) -> Store | None:
+    """The store of validation answers, if there is one; UserError where it is of another pair."""
+    if path is None:
+        return None
     stored = training.manifest.to_json()
     return Store.open(path, expect={name: stored[name] for name in SAME_PAIR})
 

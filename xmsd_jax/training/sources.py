@@ -16,7 +16,8 @@ from xmsd_jax.training.engine import Engine
 from xmsd_jax.training.step import DATA, PADDING, P, Resident, placed
 
 UPLOAD_ROWS = 1024
-_FACTS = ("drafter_len", "target_ids", "same_mask", "next_mask")
+FACTS = ("drafter_len", "target_ids", "same_mask", "next_mask")
+"""What is kept of answers beside their states."""
 
 
 class Source(Protocol):
@@ -32,10 +33,10 @@ class Source(Protocol):
         """Whether the states lie on the devices."""
         ...
 
-    def epoch(self, order: np.ndarray) -> Iterator[tuple[Any, Any]]:
+    def epoch(self, order: np.ndarray, *, cut: bool = True) -> Iterator[tuple[Any, Any]]:
         """What `Steps` and `Evaluation` take as `data` and `order`, piece by piece, for batches int32[steps, b].
 
-        Numbers in `order` are places in `index`, or PADDING.
+        Numbers in `order` are places in `index`, or PADDING. Without `cut` every device gets whole batches.
         """
         ...
 
@@ -63,13 +64,13 @@ class ResidentSource:
     def of_store(cls, store: Store, index: Index, pairing: Pairing | None, mesh: Mesh) -> "ResidentSource":
         """Read a split onto the devices, a piece at a time: the host never holds it whole."""
         states = {name: _upload(store, field, index.row, mesh) for name, field in state_fields(pairing).items()}
-        facts = placed({name: getattr(index, name) for name in _FACTS}, mesh)
+        facts = placed({name: getattr(index, name) for name in FACTS}, mesh)
         data = Resident(drafter=states.get("drafter"), target=states["target"], **facts)
         return cls(index=index, data=data, mesh=mesh, store=store)
 
-    def epoch(self, order: np.ndarray) -> Iterator[tuple[Any, Any]]:
+    def epoch(self, order: np.ndarray, *, cut: bool = True) -> Iterator[tuple[Any, Any]]:
         """See `Source`."""
-        yield self.data, placed(order, self.mesh, P(None, DATA))
+        yield self.data, placed(order, self.mesh, P(None, DATA) if cut else P())
 
     def where(self, places: np.ndarray) -> str:
         """See `Source`."""
@@ -87,17 +88,17 @@ class StreamSource:
     steps: int
     resident: bool = False
 
-    def epoch(self, order: np.ndarray) -> Iterator[tuple[Any, Any]]:
+    def epoch(self, order: np.ndarray, *, cut: bool = True) -> Iterator[tuple[Any, Any]]:
         """See `Source`. Each process reads its own part of every batch."""
         fields = state_fields(self.pairing)
-        pieces = self._pieces(order)
+        pieces = self._pieces(order, cut)
         rows = [np.where(p == PADDING, PADDING, self.index.row[p]).ravel() for p in pieces]
         before: list[Any] = []
         # The buffers of a piece are read into again when the second piece after it is asked for.
         for piece, states in zip(
             pieces, stream_rows(self.store, list(fields.values()), iter(rows), ahead=2, hold=2), strict=True
         ):
-            batch = self._batch(piece, {name: states[field] for name, field in fields.items()})
+            batch = self._batch(piece, {name: states[field] for name, field in fields.items()}, cut)
             jax.block_until_ready(before)
             before = [x for x in (batch.drafter, batch.target) if x is not None]
             yield None, batch
@@ -106,30 +107,32 @@ class StreamSource:
         """See `Source`."""
         return _where(self.index, self.store, places)
 
-    def _pieces(self, order: np.ndarray) -> list[np.ndarray]:
+    def _pieces(self, order: np.ndarray, cut: bool) -> list[np.ndarray]:
         """This process's part of the batches, in equal pieces; the last is filled up with batches of padding."""
-        own = order.shape[1] // jax.process_count()
-        order = order[:, jax.process_index() * own : (jax.process_index() + 1) * own]
+        own = order.shape[1] // jax.process_count() if cut else order.shape[1]
+        first = jax.process_index() * own if cut else 0
+        order = order[:, first : first + own]
         size = min(self.steps, len(order))
         filled = np.full((-(-len(order) // size) * size, own), PADDING, np.int32)
         filled[: len(order)] = order
         return list(filled.reshape(-1, size, own))
 
-    def _batch(self, piece: np.ndarray, states: dict[str, np.ndarray]) -> Resident:
+    def _batch(self, piece: np.ndarray, states: dict[str, np.ndarray], cut: bool) -> Resident:
         real, places = piece != PADDING, np.maximum(piece, 0)
-        facts = {name: getattr(self.index, name)[places] for name in _FACTS}
+        facts = {name: getattr(self.index, name)[places] for name in FACTS}
         for name in ("same_mask", "next_mask"):
             facts[name] = facts[name] & real[..., None]
         shaped = {name: value.reshape(*piece.shape, *value.shape[1:]) for name, value in states.items()}
         content = {"drafter": None, **shaped, **facts}
-        put = {name: None if value is None else self._put(value) for name, value in content.items()}
+        put = {name: None if value is None else self._put(value, cut) for name, value in content.items()}
         return Resident(**cast(dict[str, Any], put))
 
-    def _put(self, value: np.ndarray) -> jax.Array:
-        sharding = NamedSharding(self.mesh, P(None, DATA))
+    def _put(self, value: np.ndarray, cut: bool) -> jax.Array:
+        sharding = NamedSharding(self.mesh, P(None, DATA) if cut else P())
         if jax.default_backend() == "cpu":
             value = value.copy()  # the device's memory would be the buffer itself
-        shape = (value.shape[0], value.shape[1] * jax.process_count(), *value.shape[2:])
+        parts = jax.process_count() if cut else 1
+        shape = (value.shape[0], value.shape[1] * parts, *value.shape[2:])
         return jax.make_array_from_process_local_data(sharding, value, shape)
 
 

@@ -133,19 +133,34 @@ def make_evaluation(
     """
 
     def evaluate(params: Params, data: Any, head: TokenHead, order: Any) -> tuple[Sums, Int32[Array, "..."]]:
-        adapter = skeleton.adapter(lowered(params, compute))
-
-        def one(rows: Any) -> tuple[Sums, Int32[Array, "..."]]:
-            batch = picked(data, rows, compute)
-            predicted = adapter(Streams(batch.drafter, batch.target), batch.same_mask)
-            sums = objective.row_sums(predicted, _truth(batch), head)
-            return sums, _drafts(adapter, head, batch, recipe, mode)
-
-        found = jax.lax.map(one, order)
+        found = evaluated(skeleton, objective, recipe, mode, params, data, head, order, compute=compute)
         return jax.tree.map(lambda x: jax.lax.all_gather(x, DATA, axis=1, tiled=True), found)
 
     specs = (P(), P(), P(), P(None, DATA))
     return jax.jit(jax.shard_map(evaluate, mesh=mesh, in_specs=specs, out_specs=(P(), P()), check_vma=False))
+
+
+def evaluated(
+    skeleton: Skeleton,
+    objective: Objective,
+    recipe: Recipe,
+    mode: Mode,
+    params: Params,
+    data: Any,
+    head: TokenHead,
+    order: Any,
+    *,
+    compute: Any,
+) -> tuple[Sums, Int32[Array, "..."]]:
+    """What `Evaluation` gives, of the answers that this device sees."""
+    adapter = skeleton.adapter(lowered(params, compute))
+
+    def one(rows: Any) -> tuple[Sums, Int32[Array, "..."]]:
+        batch = picked(data, rows, compute)
+        predicted = adapter(Streams(batch.drafter, batch.target), batch.same_mask)
+        return objective.row_sums(predicted, _truth(batch), head), _drafts(adapter, head, batch, recipe, mode)
+
+    return jax.lax.map(one, order)
 
 
 def batches(rows: np.ndarray, size: int, *, multiple: int = 1) -> np.ndarray:
