@@ -49,9 +49,10 @@ def test_every_part_is_measured_and_reused(tmp_path, capsys):
     study = rows["all adapters/study_minutes"]
     assert study.kind == "extrapolated"
     assert study.settings["measured_answers"] == 32
-    share, epoch = rows["L1/epoch_share"], rows["L1/epoch_answers_per_second"]
+    share, epoch = rows["L1/epoch_share_ready"], rows["L1/epoch_answers_per_second"]
     assert share.value == pytest.approx(epoch.value / share.settings["pure"])
     assert (tmp_path / "kernels_L1.txt").read_text()
+    assert rows["L1/epoch_share"].value == pytest.approx(epoch.value / (8 / ours.value * 1e3))
     capsys.readouterr()
     again = by_metric(train_speed.run(config, tmp_path))
     assert {name: row.value for name, row in again.items()} == {name: row.value for name, row in rows.items()}

@@ -18,6 +18,11 @@ from xmsd_jax.training.sources import ResidentSource
 from xmsd_jax.training.step import DATA, P, placed
 
 
+def begin() -> None:
+    """Forget what was compiled for another adapter; what is compiled after this must be timed before the next call."""
+    torch.compiler.reset()
+
+
 def step_times(config: Any, kind: str, source: ResidentSource, mode: str) -> Times:
     """The baseline in a mode, ready to be timed; of the forms of attention asked for the faster one."""
     forms = config.torch_attention.get(kind, ("matmul",)) if _attends(kind) else ("matmul",)
@@ -34,7 +39,6 @@ def step_times(config: Any, kind: str, source: ResidentSource, mode: str) -> Tim
 
 
 def _ready(config: Any, kind: str, source: ResidentSource, mode: str, attention: Any) -> Times:
-    torch.compiler.reset()
     module = make_plain(kind, config.shape.width, attention=attention).to(_device()).train()
     trainer = _trainer(module, source, kind, mode, precision="bfloat16")
     rows = [torch.from_numpy(rows).to(_device(), torch.int64) for rows in some_order(config)]
