@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -12,12 +13,17 @@ import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
 
+from tests.small_store import write_store
 from tests.source_tree import ROOT
 from tests.training import made_up
 from xmsd_jax.adapters.files import named_parameters
 from xmsd_jax.adapters.kinds import make
+from xmsd_jax.data.batches import read_index
+from xmsd_jax.data.store import Store
 from xmsd_jax.training.checkpoints import KEEP, CheckpointError, Checkpoints
+from xmsd_jax.training.engine import Engine
 from xmsd_jax.training.loop import train
+from xmsd_jax.training.sources import store_source
 
 EPOCHS = 4
 STATE = {"weights": jnp.arange(6.0).reshape(2, 3), "moments": (jnp.ones(2), jnp.zeros((), jnp.int32))}
@@ -28,22 +34,36 @@ from tests.training.test_checkpoints import trained
 def pause(epoch):
     print(epoch.epoch, flush=True)
     time.sleep({seconds})
-trained(Path(sys.argv[1]), on_epoch=pause)
+trained(Path(sys.argv[1]), on_epoch=pause, streamed=[Path(path) for path in sys.argv[2:]])
 """
 
 
-def trained(folder: Path | None, *, on_epoch=lambda e: None, **changes):
-    """A short run of a causal kind with dropout, continued from `folder` where it holds a checkpoint."""
+def splits(streamed: Sequence[Path], engine: Engine):
+    """Pairs in memory, or the same answers in stores that are read while training runs."""
+    if not streamed:
+        return made_up.pairs(), made_up.pairs(8, seed=1, prefix="validation")
+    stores = [Store.open(path) for path in streamed]
+    return [
+        store_source(store, read_index(store, inputs="drafter", pairing="index"), "index", engine, engine.mesh())
+        for store in stores
+    ]
+
+
+def trained(folder: Path | None, *, on_epoch=lambda e: None, streamed: Sequence[Path] = (), **changes):
+    """A short run with dropout, continued from `folder` where it holds a checkpoint."""
     recipe = made_up.recipe(epochs=EPOCHS, dropout=0.2, select="loss", **changes)
+    engine = Engine(mode="stream", stream_steps=2)  # pairs in memory are resident in any case
+    training, validation = splits(streamed, engine)
 
     def run(checkpoints):
         return train(
             make("L1", 64),
-            training=made_up.pairs(),
-            validation=made_up.pairs(8, seed=1, prefix="validation"),
+            training=training,
+            validation=validation,
             head=made_up.head(),
             mode="own",
             recipe=recipe,
+            engine=engine,
             checkpoints=checkpoints,
             on_epoch=on_epoch,
         )
@@ -91,8 +111,17 @@ def test_a_run_that_was_broken_off_ends_with_the_bits_of_an_undisturbed_one(tmp_
     assert told == [1, 2, 3, 3, 4], "a finished run is read back, not trained"
 
 
-def test_a_run_killed_by_the_system_ends_with_the_bits_of_an_undisturbed_one(tmp_path, undisturbed):
-    command = [sys.executable, "-c", SCRIPT.format(seconds=0.3), str(tmp_path)]
+@pytest.mark.parametrize("place", ["resident", "stream"])
+def test_a_run_killed_by_the_system_ends_with_the_bits_of_an_undisturbed_one(tmp_path, undisturbed, place):
+    """The undisturbed one is resident in either case: a stream gives the same bits."""
+    stores = []
+    if place == "stream":
+        stores = [
+            write_store(tmp_path / name, rows=rows, seed=seed, prefix=name)
+            for name, rows, seed in (("train", 16, 0), ("validation", 8, 1))
+        ]
+    folder = tmp_path / "checkpoints"
+    command = [sys.executable, "-c", SCRIPT.format(seconds=0.3), str(folder), *map(str, stores)]
     world = {**os.environ, "PYTHONPATH": str(ROOT)}
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT, env=world) as process:
         assert process.stdout is not None
@@ -102,7 +131,7 @@ def test_a_run_killed_by_the_system_ends_with_the_bits_of_an_undisturbed_one(tmp
                 break
     assert process.returncode == -signal.SIGKILL
     told = []
-    done = trained(tmp_path, on_epoch=lambda e: told.append(e.epoch))
+    done = trained(folder, on_epoch=lambda e: told.append(e.epoch), streamed=stores)
     assert told in ([2, 3, 4], [3, 4])
     assert_same(done, undisturbed)
 

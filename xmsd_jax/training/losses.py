@@ -110,7 +110,7 @@ class Objective:
             value, same = fused_loss.norm_loss_fused(*tail, compared, cosine=COSINE_WEIGHT)
             return value, jnp.stack([same.sum(), jnp.zeros(())])
         value, tops = fused_loss.blend_loss_fused(*tail, compared, cosines=(COSINE_WEIGHT, 0.0))
-        return value, tops.sum(0)
+        return value, jnp.where(jnp.asarray(self.weights) > 0, tops.sum(0), 0.0)  # what has no weight is not summed
 
     def value(self, sums: Sums) -> Float[Array, ""]:
         """The loss of sums; a mean over no pair is 0."""
