@@ -22,7 +22,8 @@ from xmsd_jax.training.losses import Objective
 from xmsd_jax.training.sources import ResidentSource
 from xmsd_jax.training.state import Hyper, Skeleton, begin
 from xmsd_jax.training.step import P, batches, placed
-from xmsd_jax.training.sweep import check_together, make_member_steps, stacked
+from xmsd_jax.training.sweep import check_together
+from xmsd_jax.training.sweep_step import make_member_steps, stacked
 
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.usefixtures("quick_compile")

@@ -30,7 +30,14 @@ def in_batches(answers: int, batch: int = BATCH) -> Iterator[np.ndarray]:
 
 
 def adapter_anchors(
-    adapter: Any, head: TokenHead, pairs: Pairs, *, mode: Mode, gamma: int, compute: Any = None, batch: int = BATCH
+    adapter: Any,
+    head: TokenHead,
+    pairs: Pairs,
+    *,
+    mode: Mode,
+    gamma: int,
+    compute: Any = jnp.float32,
+    batch: int = BATCH,
 ) -> Anchors:
     """Roll an adapter of offset 1 out at every anchor.
 
@@ -40,23 +47,21 @@ def adapter_anchors(
         pairs: stored states and answers, in the pairing that the mode reads; states may lie on the device already.
         mode: own or synced.
         gamma: ids to draft; any shorter draft is a prefix of it.
-        compute: dtype of states and matrices; their own by default.
+        compute: dtype of states and head.
         batch: answers at once.
     """
     graph, parameters = nnx.split(adapter)
-    if compute is not None:
-        head = TokenHead(head.weight.astype(compute), head.vocabulary)
 
     def draft(parameters: Any, head: TokenHead, streams: Streams, drafter_len: jax.Array) -> Drafted:
-        if compute is not None:
-            streams = jax.tree.map(lambda x: x.astype(compute), streams)
         return rollout_everywhere(nnx.merge(graph, parameters), head, streams, drafter_len, gamma=gamma, mode=mode)
 
-    ids, margins = _drafts(jax.jit(draft), parameters, head, pairs, batch)
+    ids, margins = _drafts(jax.jit(draft), parameters, head, pairs, compute, batch)
     return _anchors(ids, margins, pairs)
 
 
-def teacher_forced(adapter: Adapter, head: TokenHead, pairs: Pairs, *, gamma: int) -> Anchors:
+def teacher_forced(
+    adapter: Adapter, head: TokenHead, pairs: Pairs, *, gamma: int, compute: Any = jnp.float32
+) -> Anchors:
     """The same anchors with TRUE states at every step: no drafter can have them. A curve to compare, not a speed."""
     graph, parameters = nnx.split(adapter)
 
@@ -66,35 +71,38 @@ def teacher_forced(adapter: Adapter, head: TokenHead, pairs: Pairs, *, gamma: in
         ids, margins = head.ids_and_margins(predicted)
         return Drafted(ids[..., None], margins[..., None])
 
-    ids = _drafts(jax.jit(read), parameters, head, pairs)[0][..., 0]
+    ids = _drafts(jax.jit(read), parameters, head, pairs, compute)[0][..., 0]
     length = ids.shape[1]
     places = np.arange(length)[:, None] + np.arange(gamma)
     drafted = np.where(places < length, ids[:, np.minimum(places, length - 1)], NO_DRAFT)
     return _anchors(drafted, None, pairs)
 
 
-def adapter_free(adapter: Adapter, head: TokenHead, pairs: Pairs, *, draft_len: int) -> FreePrefix:
+def adapter_free(
+    adapter: Adapter, head: TokenHead, pairs: Pairs, *, draft_len: int, compute: Any = jnp.float32
+) -> FreePrefix:
     """n_free of an adapter of offset 0: it is given exactly g[0..draft_len-1]."""
     graph, parameters = nnx.split(adapter)
 
     def draft(parameters: Any, head: TokenHead, streams: Streams, drafter_len: jax.Array) -> Drafted:
         return first_drafts(nnx.merge(graph, parameters), head, streams.drafter[:, :draft_len], drafter_len)
 
-    ids, margins = _drafts(jax.jit(draft), parameters, head, pairs)
+    ids, margins = _drafts(jax.jit(draft), parameters, head, pairs, compute)
     free = (np.cumprod(_hits(ids, pairs), axis=1)).sum(1).astype(np.int32)
     return FreePrefix(free=free, drafted=draft_len, slack=_slack(margins[:, None], free[:, None])[:, 0])
 
 
 def _drafts(
-    draft: Callable[..., Drafted], parameters: Any, head: TokenHead, pairs: Pairs, batch: int = BATCH
+    draft: Callable[..., Drafted], parameters: Any, head: TokenHead, pairs: Pairs, compute: Any, batch: int = BATCH
 ) -> tuple[np.ndarray, np.ndarray]:
     """Run a compiled drafting function over all answers, batch by batch."""
     found = []
     count = len(pairs.target_len)
+    head = TokenHead(head.weight.astype(compute), head.vocabulary)
     for rows in in_batches(count, batch):
-        both = (None if states is None else jnp.asarray(states[rows]) for states in (pairs.drafter, pairs.target))
+        both = Streams(*(None if x is None else jnp.asarray(x[rows], compute) for x in (pairs.drafter, pairs.target)))
         drafter_len = jnp.asarray(pairs.drafter_len[rows], jnp.int32)
-        found.append(draft(parameters, head, Streams(*both), drafter_len))
+        found.append(draft(parameters, head, both, drafter_len))
         if len(found) > 1:  # one call behind, so that the device does not wait for the host
             found[-2] = jax.device_get(found[-2])
     ids, margins = (np.concatenate(parts)[:count] for parts in zip(*jax.device_get(found), strict=True))

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from xmsd_jax import __version__
 from xmsd_jax.adapters.interface import Streams
 from xmsd_jax.adapters.token_head import TokenHead
 from xmsd_jax.config import ConfigError, UserError, dump
-from xmsd_jax.data.batches import Pairs, read_pairs
+from xmsd_jax.data.batches import Pairs, read_index, read_pairs, state_bytes
 from xmsd_jax.data.questions import QUESTIONS
 from xmsd_jax.data.store import Store
 from xmsd_jax.decoding.anchors import adapter_anchors, adapter_free, in_batches, teacher_forced
@@ -31,6 +32,8 @@ from xmsd_jax.pipeline.judged import Judged, write_index, write_judged
 from xmsd_jax.pipeline.train import SAME_PAIR
 from xmsd_jax.pipeline.trained import Trained, load_trained, passports, token_head
 from xmsd_jax.runs import Row, Run, progress, provenance, read_results, stage_key, write_results
+from xmsd_jax.training.engine import Engine
+from xmsd_jax.training.sources import ResidentSource
 
 STAGE = "evaluation"
 OFFSETS = (0, 1)
@@ -46,6 +49,8 @@ class EvaluateConfig:
     rows alone. gamma: ids drafted at every anchor, the largest that a walk can have; prefill_draft_len: ids drafted in
     phase 1; adapter_gamma: the same as gamma for adapters alone, which cost more; null takes gamma. order: longest
     context of the n-gram. names: split -> its name in words, as tables print it.
+    engine: on an accelerator states lie in its memory where they fit; compute is float32, in which a walk is that of a
+    live run in float32 (bfloat16 is faster at full width).
     """
 
     store: Path
@@ -57,6 +62,7 @@ class EvaluateConfig:
     prefill_draft_len: int = 12
     order: int = 8
     names: dict[str, str] = field(default_factory=dict)
+    engine: Engine = field(default_factory=lambda: Engine(compute="float32"))
 
     def __post_init__(self) -> None:
         """Raise ConfigError for sizes below one, and for a training split that is judged."""
@@ -139,14 +145,24 @@ def _judge_split(
         judged[name] = _judge_text(config, store, drafter)
         rows += about.walks(name, judged[name])
     for one in progress(adapters.values(), total=len(adapters), label=f"evaluate {split}"):
-        pairs = read_pairs(store, inputs=one.adapter.facts.inputs, pairing=one.pairing)
+        pairs = _pairs(config.engine, store, one)
         judged[one.name] = _judge_adapter(config, one, head, pairs)
         rows += about.states(one, head, pairs)
         rows += about.walks(one.name, judged[one.name])
         if not one.early:
-            forced = teacher_forced(one.adapter, head, pairs, gamma=config.adapter_gamma or config.gamma)
+            gamma = config.adapter_gamma or config.gamma
+            forced = teacher_forced(one.adapter, head, pairs, gamma=gamma, compute=config.engine.dtype)
             rows.append(about.shares(one.name, forced, "teacher-forced, all anchors"))
     return rows, judged
+
+
+def _pairs(engine: Engine, store: Store, one: Trained) -> Pairs:
+    """The answers as an adapter reads them: states in the memory of an accelerator where they fit, else of the host."""
+    inputs = one.adapter.facts.inputs
+    if jax.default_backend() == "cpu" or not engine.is_resident(state_bytes(store, one.pairing)):
+        return read_pairs(store, inputs=inputs, pairing=one.pairing, as_stored=engine.dtype != jnp.float32)
+    index = read_index(store, inputs=inputs, pairing=one.pairing)
+    return ResidentSource.of_store(store, index, one.pairing, engine.mesh()).pairs()
 
 
 def _judge_text(config: EvaluateConfig, store: Store, drafter: Drafter) -> Judged:
@@ -161,9 +177,11 @@ def _judge_text(config: EvaluateConfig, store: Store, drafter: Drafter) -> Judge
 
 def _judge_adapter(config: EvaluateConfig, one: Trained, head: TokenHead, pairs: Pairs) -> Judged:
     if one.early:
-        return Judged(prefix=adapter_free(one.adapter, head, pairs, draft_len=config.prefill_draft_len))
+        free = partial(adapter_free, draft_len=config.prefill_draft_len, compute=config.engine.dtype)
+        return Judged(prefix=free(one.adapter, head, pairs))
     gamma = config.adapter_gamma or config.gamma
-    return Judged(anchors=adapter_anchors(one.adapter, head, pairs, mode=one.mode, gamma=gamma))
+    rolled = partial(adapter_anchors, mode=one.mode, gamma=gamma, compute=config.engine.dtype)
+    return Judged(anchors=rolled(one.adapter, head, pairs))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,7 +210,7 @@ class _About:
         """Hidden-state and token metrics at both offsets; teacher-forced."""
         rows = []
         for offset, mask in zip(OFFSETS, (pairs.same_mask, pairs.next_mask), strict=True):
-            counts = _counts(one, head, pairs, mask, offset)
+            counts = _counts(one, head, pairs, mask, offset, self.config.engine.dtype)
             for metric, (top, bottom) in counts.items():
                 estimate = ratio_of_sums(top, bottom, sequences=self.sequences)
                 rows.append(self.row(one.name, metric, estimate, offset=offset))
@@ -215,12 +233,13 @@ class _About:
         )
 
 
-def _counts(one: Trained, head: TokenHead, pairs: Pairs, mask: np.ndarray, offset: Any) -> dict[str, Any]:
+def _counts(one: Trained, head: TokenHead, pairs: Pairs, mask: np.ndarray, offset: Any, compute: Any) -> dict[str, Any]:
     """Per-answer counts of every metric at one offset, batch by batch."""
     found = []
-    for rows, predicted in _predicted(one, pairs):
+    for rows, predicted in _predicted(one, pairs, compute):
         part = pairs.take(rows)
-        hidden = hidden_metrics(jnp.asarray(predicted), jnp.asarray(part.target), mask[rows], offset=offset)
+        true = jnp.asarray(part.target, jnp.float32)
+        hidden = hidden_metrics(jnp.asarray(predicted), true, mask[rows], offset=offset)
         tokens = token_metrics(
             jnp.asarray(predicted),
             head.weight,
@@ -233,21 +252,21 @@ def _counts(one: Trained, head: TokenHead, pairs: Pairs, mask: np.ndarray, offse
     return joined(found)
 
 
-def _predicted(one: Trained, pairs: Pairs) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def _predicted(one: Trained, pairs: Pairs, compute: Any) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """The adapter's teacher-forced output, batch by batch: rows and float32[b, t, d]."""
     graph, parameters = nnx.split(one.adapter)
 
     @jax.jit
     def predict(parameters: Any, streams: Streams, mask: jax.Array) -> jax.Array:
         adapter: Any = nnx.merge(graph, parameters)
-        return adapter(streams, mask)
+        return adapter(streams, mask).astype(jnp.float32)
 
     positions = np.arange(pairs.target.shape[1])
     done = 0
     for rows in in_batches(len(pairs)):
-        both = (None if states is None else jnp.asarray(states[rows]) for states in (pairs.drafter, pairs.target))
+        both = Streams(*(None if x is None else jnp.asarray(x[rows], compute) for x in (pairs.drafter, pairs.target)))
         real = jnp.asarray(positions < pairs.drafter_len[rows][:, None])
-        predicted = np.asarray(predict(parameters, Streams(*both), real))
+        predicted = np.asarray(predict(parameters, both, real))
         count = min(len(rows), len(pairs) - done)
         done += count
         yield rows[:count], predicted[:count]

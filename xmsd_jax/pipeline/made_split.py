@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from xmsd_jax.config import ConfigError
-from xmsd_jax.data.batches import Index, Pairs, pair_masks
+from xmsd_jax.data.batches import Index, pair_masks
 from xmsd_jax.data.manifest import Manifest
 from xmsd_jax.data.store import FIELDS, StoreWriter
 from xmsd_jax.training.sources import FACTS, ResidentSource
@@ -74,13 +74,6 @@ def made_source(shape: Shape, mesh: Mesh, *, drafter: bool = True) -> ResidentSo
     facts = placed({n: getattr(index, n) for n in FACTS}, mesh)
     data = Resident(**{name: None if x is None else placed(x, mesh) for name, x in states.items()}, **facts)
     return ResidentSource(index=index, data=data, mesh=mesh)
-
-
-def made_pairs(source: ResidentSource) -> Pairs:
-    """The same answers as Pairs whose states stay on the device."""
-    values = {name: getattr(source.index, name) for name in source.index.__dataclass_fields__}
-    data: Any = source.data
-    return Pairs(drafter=data.drafter, target=data.target, **values)
 
 
 def write_made_store(path: Path, shape: Shape) -> None:

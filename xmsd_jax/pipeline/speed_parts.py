@@ -20,7 +20,7 @@ from xmsd_jax.adapters.kinds import kind_of, make
 from xmsd_jax.adapters.token_head import TokenHead
 from xmsd_jax.data.store import Store
 from xmsd_jax.decoding.anchors import adapter_anchors
-from xmsd_jax.pipeline.made_split import made_index, made_pairs, made_source, write_made_store
+from xmsd_jax.pipeline.made_split import made_index, made_source, write_made_store
 from xmsd_jax.training.engine import Engine, matmul_rate, step_flops
 from xmsd_jax.training.loop import epoch_order, joined
 from xmsd_jax.training.losses import Objective, Sums
@@ -28,7 +28,7 @@ from xmsd_jax.training.recipe import Recipe
 from xmsd_jax.training.sources import ResidentSource, Source, StreamSource
 from xmsd_jax.training.state import Hyper, Skeleton, begin
 from xmsd_jax.training.step import DATA, P, make_steps, picked, placed
-from xmsd_jax.training.sweep import make_member_steps, stacked
+from xmsd_jax.training.sweep_step import make_member_steps, stacked
 
 SMALL_VOCABULARY = 64
 """Of the head where the study's loss does not read it."""
@@ -248,7 +248,7 @@ class _Together:
         adapters = [make(config.sweep_kind, config.shape.width, seed=seed) for seed in range(count)]
         self.state = stacked([begin(Skeleton.split(adapter)[1]) for adapter in adapters], mesh)
         self.hyper = stacked([Hyper.of(self.recipe)] * count, mesh)
-        self.rates = placed(np.float32([1e-3 * (i + 1) for i in range(count)]), mesh, P(DATA))
+        self.rates = placed(np.array([1e-3 * (i + 1) for i in range(count)], np.float32), mesh, P(DATA))
         self.alive = placed(np.ones(count, bool), mesh, P(DATA))
         self.program = make_member_steps(one.skeleton, one.objective, mesh, compute=one.compute, dropout=True)
 
@@ -267,7 +267,7 @@ def judge_speed(config: Any) -> dict[str, float]:
     """Seconds of rolling an adapter out at every anchor of a resident split and walking the answers, compiled."""
     kind = config.judge_kind
     shape = dataclasses.replace(config.shape, answers=config.judge_answers)
-    pairs = made_pairs(made_source(shape, config.engine.mesh(), drafter=kind_of(kind).facts.inputs != "target"))
+    pairs = made_source(shape, config.engine.mesh(), drafter=kind_of(kind).facts.inputs != "target").pairs()
     weight = jax.random.normal(jax.random.key(3), (shape.vocabulary, shape.width), config.engine.dtype)
     head = TokenHead.of(weight, shape.vocabulary)
     adapter = make(kind, shape.width)

@@ -103,11 +103,11 @@ def _parity_order(config: Any) -> np.ndarray:
 
 def _trainer(module: Any, source: ResidentSource, kind: str, mode: str, *, precision: Any) -> PlainTrainer:
     data: Any = source.data
-    tensors = (None if x is None else torch.from_dlpack(x) for x in (data.drafter, data.target))
-    masks = (torch.from_numpy(np.array(x)).to(_device()) for x in (data.same_mask, data.next_mask))
+    drafter = None if data.drafter is None else torch.from_dlpack(data.drafter)
+    same, following = (torch.from_numpy(np.array(x)).to(_device()) for x in (data.same_mask, data.next_mask))
     return PlainTrainer(
         module,
-        PlainData(*tensors, *masks),
+        PlainData(drafter, torch.from_dlpack(data.target), same, following),
         offset=kind_of(kind).facts.offset,
         learning_rate=1e-3,
         precision=precision,

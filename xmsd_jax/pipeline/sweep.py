@@ -1,4 +1,4 @@
-"""Stage `sweep`: one training for every point of a grid; equal shapes share a compiled program, the best is exported."""
+"""Stage `sweep`: a training for every point of a grid; equal shapes share a compiled program, the best is exported."""
 
 import dataclasses
 import itertools
@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from xmsd_jax import __version__
-from xmsd_jax.adapters.files import Passport, save_adapter
+from xmsd_jax.adapters.files import save_adapter
 from xmsd_jax.adapters.kinds import kind_of, make
 from xmsd_jax.adapters.token_head import TokenHead
 from xmsd_jax.config import ConfigError, UserError, dump
@@ -190,7 +190,8 @@ def _finished(
     if member.died is not None:
         return Row(row=told(point), metric=metric, value=None, settings={**settings, "died": member.died})
     kept, judged = member.kept, member.judgement
-    assert kept is not None and judged is not None  # a member that lives has an epoch
+    assert kept is not None, "a member that lives has an epoch"
+    assert judged is not None
     choice = {"epoch": kept.epoch, "by": metric, "value": kept.validation_loss if by_loss else kept.accepted}
     save_adapter(folder / ADAPTER, member.adapter, passport(config, store, choice))
     found = loss_estimate(config, judged, sequences) if by_loss else _accepted(judged, sequences)
@@ -220,10 +221,7 @@ def loss_estimate(config: TrainConfig, judged: Judgement, sequences: np.ndarray)
     """The validation loss with a bootstrap interval over sequences; it is a sum of two ratios."""
     objective = Objective(name=config.recipe.loss, offset=kind_of(config.kind).facts.offset)
     names, which = np.unique(sequences, return_inverse=True)
-    sums = [
-        np.stack([np.bincount(which, part[:, i], len(names)) for i in range(2)], -1)
-        for part in (judged.tops, judged.counts)
-    ]
+    sums = [np.stack([np.bincount(which, part[:, i], len(names)) for i in range(2)], -1) for part in judged.sums]
     values = _loss(objective, *(part.sum(0)[None] for part in sums))
     if len(names) < 2:
         return Estimate(value=float(values[0]), n=len(sequences), clusters=len(names))

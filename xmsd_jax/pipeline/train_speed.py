@@ -25,7 +25,7 @@ from xmsd_jax.pipeline.speed_parts import (
     stream_epoch,
     sweep_speed,
 )
-from xmsd_jax.runs import Kind, Row, Run, RunFailed, provenance, read_results, stage_key, write_results, write_text
+from xmsd_jax.runs import Kind, Row, Run, RunFailed, provenance, stage_key, write_results, write_text
 from xmsd_jax.training.engine import Engine
 
 Part = Literal["steps", "stream", "sweep", "judge", "parity"]
@@ -39,12 +39,12 @@ class TrainSpeedConfig:
 
     kinds: adapters. shape: of the split on the device. batch: answers a step. steps: in one timed call, of which there
     are `repeats`, turn by turn with the baseline's. torch_modes: of torch.compile, the fastest counts; empty without a
-    baseline. study_answers, study_epochs: what an epoch's time is extrapolated to. stream_kind: read from a store in
-    the run folder. sweep_kind, sweep_members, sweep_epochs: one program against single runs. judge_kind,
-    torch_attention: forms of attention that the baseline tries, by kind: "matmul" (products and softmax, the default)
-    and "fused" (scaled_dot_product_attention). pure_kinds: whose epochs are compared with steps on batches that lie ready. judge_kind,
-    judge_answers, judge_gamma: rolled out at every anchor. parity_kinds, parity_steps, parity_answers: loss curves in
-    float32 against PyTorch. parts: to measure. profile: kernel times of a call.
+    baseline. torch_attention: forms that the baseline tries, by kind: "matmul" (products and softmax, the default) and
+    "fused" (scaled_dot_product_attention). pure_kinds: whose epochs are compared with steps on batches that lie ready.
+    study_answers, study_epochs: what an epoch's time is extrapolated to. stream_kind: read from a store in the run
+    folder. sweep_kind, sweep_members, sweep_epochs: one program against single runs. judge_kind, judge_answers,
+    judge_gamma: rolled out at every anchor. parity_kinds, parity_steps, parity_answers: loss curves in float32 against
+    PyTorch. parts: to measure. profile: kernel times of a call.
     """
 
     kinds: tuple[str, ...] = ("L1", "L2", "L3", "L4", "L5", "B1", "L5F")

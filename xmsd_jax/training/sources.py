@@ -1,7 +1,7 @@
 """Where an epoch's answers come from: a split that lies on the devices, or one that is read while training runs."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Protocol, cast
 
 import jax
@@ -67,6 +67,11 @@ class ResidentSource:
         facts = placed({name: getattr(index, name) for name in FACTS}, mesh)
         data = Resident(drafter=states.get("drafter"), target=states["target"], **facts)
         return cls(index=index, data=data, mesh=mesh, store=store)
+
+    def pairs(self) -> Pairs:
+        """The same answers as pairs whose states stay on the device."""
+        facts = {field.name: getattr(self.index, field.name) for field in fields(Index)}
+        return Pairs(drafter=self.data.drafter, target=self.data.target, **facts)  # pyright: ignore[reportArgumentType]
 
     def epoch(self, order: np.ndarray, *, cut: bool = True) -> Iterator[tuple[Any, Any]]:
         """See `Source`."""
