@@ -120,6 +120,16 @@ def test_every_batch_of_a_stream_is_what_a_resident_split_gives(stores, pairing)
     assert not whole.next_mask[~real].any()
 
 
+def test_pieces_of_a_stream_stay_what_they_are_while_later_ones_are_read(stores):
+    """The buffers that they were read into are filled again; a step may not have run yet."""
+    order = np.arange(ROWS, dtype=np.int32).reshape(8, 2)
+    pieces = [piece for _, piece in of_store(stores[0], Engine(mode="stream", stream_steps=1)).epoch(order)]
+    pairs = read_pairs(stores[0], inputs="both", pairing="index")
+    for rows, piece in zip(order, pieces, strict=True):
+        assert_array_equal(piece.target[0], pairs.target[rows])
+        assert_array_equal(piece.drafter[0], pairs.drafter[rows])
+
+
 def test_a_part_of_a_split_is_read_by_its_own_rows(stores, monkeypatch):
     monkeypatch.setattr(sources, "UPLOAD_ROWS", 3)
     store, mesh = stores[0], Engine().mesh()
