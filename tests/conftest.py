@@ -56,6 +56,17 @@ def strict_world() -> Iterator[None]:
         yield
 
 
+@pytest.fixture
+def quick_compile() -> Iterator[None]:
+    """Compile without most optimisations: half of the time of small programs is XLA optimising them."""
+    import jax  # here, not above: some tests must run without it
+
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker("needs_shared") and shared_folder() is None:
         pytest.skip(SHARED_ABSENT)

@@ -1,5 +1,6 @@
 """Loss, sums and gradients of a kind, plain or by its kernels, which are interpreted where there is no GPU."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -51,8 +52,15 @@ def truth(dtype: Any, rows: int = len(LENGTHS)) -> tuple[Streams, Truth]:
     return Streams(drafter, target), Truth(target, ids, same, following)
 
 
-def computed(kind: str, rate: float | None, *, dtype: Any = jnp.float32, rows: int = len(LENGTHS), loss="study"):
+def computed(kind: str, rate: float | None, **more: Any) -> Found:
     """One gradient of a lively adapter of a kind, with or without dropout."""
+    return step_of(kind, noisy=rate is not None, **more)(rate or 0.0)
+
+
+def step_of(
+    kind: str, *, noisy: bool = True, dtype: Any = jnp.float32, rows: int = len(LENGTHS), loss: Any = "study"
+) -> Callable[[float], Found]:
+    """What computes that gradient at a rate of dropout; one program for all rates."""
     adapter, draw = make(kind, WIDTH), np.random.default_rng(3)
     values = {name: lively_value(name, value.shape, draw) for name, value in named_parameters(adapter).items()}
     assign(adapter, values, "test")
@@ -60,18 +68,20 @@ def computed(kind: str, rate: float | None, *, dtype: Any = jnp.float32, rows: i
     objective = Objective(name=loss, offset=FACTS[kind].offset)
     head = TokenHead.of(jnp.asarray(draw.standard_normal((48, WIDTH)), dtype), 40)
     given, compared = truth(dtype, rows)
-    noise = None
-    if rate is not None:
-        numbers = jnp.int32(1), jnp.int32(2), jnp.arange(rows, dtype=jnp.int32)
-        noise = Noise.of(jnp.float32(rate), *numbers)
+    numbers = jnp.int32(1), jnp.int32(2), jnp.arange(rows, dtype=jnp.int32)
 
     @jax.jit
-    def step(low, given, compared):
+    def step(low, given, compared, rate):
+        noise = Noise.of(rate, *numbers) if noisy else None
+
         def value(low):
             tail = skeleton.adapter(low).tail(given, compared.same_mask, noise=noise)
             return objective.of_tail(tail, compared, head, counts(compared).sum(0))
 
         return jax.value_and_grad(value, has_aux=True)(low)
 
-    (value, tops), slopes = step(lowered(params, jnp.dtype(dtype)), given, compared)
-    return Found(*jax.tree.map(lambda x: np.asarray(x, np.float32), (value, tops, slopes)))
+    def found(rate: float) -> Found:
+        (value, tops), slopes = step(lowered(params, jnp.dtype(dtype)), given, compared, jnp.float32(rate))
+        return Found(*jax.tree.map(lambda x: np.asarray(x, np.float32), (value, tops, slopes)))
+
+    return found

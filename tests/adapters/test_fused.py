@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tests.adapters import fused_steps
-from tests.adapters.fused_steps import LENGTH, WIDTH, computed, truth, use_kernels
+from tests.adapters.fused_steps import LENGTH, WIDTH, computed, step_of, truth, use_kernels
 from tests.adapters.small import noise
 from xmsd_jax.adapters import fused_norms
 from xmsd_jax.adapters.attend import attend, attend_plain, is_fused, rows_are_fused
@@ -19,7 +19,16 @@ from xmsd_jax.adapters.noise import drop
 
 KINDS = ["L1", "L2", "L3", "L4", "B1", "L5F"]  # L5's class is B1's but for the stream
 RATES = [None, 0.3]
-plain = cache(computed)
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
+
+@cache
+def plain(kind: str, rate: float | None, **more):
+    """The plain step, of two rates by one program: without dropout it is that of rate 0."""
+    return plain_program(kind, **more)(rate or 0.0)
+
+
+plain_program = cache(step_of)
 
 
 def assert_near(found, wanted, relative: float) -> None:
