@@ -15,7 +15,7 @@ from xmsd_jax import __version__
 from xmsd_jax.adapters.interface import Streams
 from xmsd_jax.adapters.token_head import TokenHead
 from xmsd_jax.config import ConfigError, UserError, dump
-from xmsd_jax.data.batches import Pairs, read_index, read_pairs, state_bytes
+from xmsd_jax.data.batches import Pairs
 from xmsd_jax.data.questions import QUESTIONS
 from xmsd_jax.data.store import Store
 from xmsd_jax.decoding.anchors import adapter_anchors, adapter_free, in_batches, teacher_forced
@@ -30,10 +30,9 @@ from xmsd_jax.pipeline.curves import share_row
 from xmsd_jax.pipeline.fitted import fit_drafters
 from xmsd_jax.pipeline.judged import Judged, write_index, write_judged
 from xmsd_jax.pipeline.train import SAME_PAIR
-from xmsd_jax.pipeline.trained import Trained, load_trained, passports, token_head
+from xmsd_jax.pipeline.trained import Trained, adapter_pairs, load_trained, passports, token_head
 from xmsd_jax.runs import Row, Run, progress, provenance, read_results, stage_key, write_results
 from xmsd_jax.training.engine import Engine
-from xmsd_jax.training.sources import ResidentSource
 
 STAGE = "evaluation"
 OFFSETS = (0, 1)
@@ -145,7 +144,7 @@ def _judge_split(
         judged[name] = _judge_text(config, store, drafter)
         rows += about.walks(name, judged[name])
     for one in progress(adapters.values(), total=len(adapters), label=f"evaluate {split}"):
-        pairs = _pairs(config.engine, store, one)
+        pairs = adapter_pairs(config.engine, store, one)
         judged[one.name] = _judge_adapter(config, one, head, pairs)
         rows += about.states(one, head, pairs)
         rows += about.walks(one.name, judged[one.name])
@@ -154,15 +153,6 @@ def _judge_split(
             forced = teacher_forced(one.adapter, head, pairs, gamma=gamma, compute=config.engine.dtype)
             rows.append(about.shares(one.name, forced, "teacher-forced, all anchors"))
     return rows, judged
-
-
-def _pairs(engine: Engine, store: Store, one: Trained) -> Pairs:
-    """The answers as an adapter reads them: states in the memory of an accelerator where they fit, else of the host."""
-    inputs = one.adapter.facts.inputs
-    if jax.default_backend() == "cpu" or not engine.is_resident(state_bytes(store, one.pairing)):
-        return read_pairs(store, inputs=inputs, pairing=one.pairing, as_stored=engine.dtype != jnp.float32)
-    index = read_index(store, inputs=inputs, pairing=one.pairing)
-    return ResidentSource.of_store(store, index, one.pairing, engine.mesh()).pairs()
 
 
 def _judge_text(config: EvaluateConfig, store: Store, drafter: Drafter) -> Judged:

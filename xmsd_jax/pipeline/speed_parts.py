@@ -1,11 +1,8 @@
 """What `train_speed` measures on the JAX side, part by part. Times are of whole calls, device synchronised, warm."""
 
 import dataclasses
-import glob
 import multiprocessing
 import resource
-import tempfile
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -287,21 +284,3 @@ def judge_speed(config: Any) -> dict[str, float]:
         seconds.append(perf_counter() - start)
     tau = float(walk.emitted.sum() / walk.iterations.sum())
     return {"seconds": seconds[0], "again": seconds[1], "answers": shape.answers, "tau": tau}
-
-
-def kernel_profile(times: Times, steps: int) -> str:
-    """Microseconds a step of every kernel of one call, the longest first; empty where the device tells nothing."""
-    with tempfile.TemporaryDirectory() as folder:
-        with jax.profiler.trace(folder):
-            times.call()
-        files = glob.glob(f"{folder}/**/*.xplane.pb", recursive=True)
-        data = jax.profiler.ProfileData.from_file(files[0])
-        total, count = Counter[str](), Counter[str]()
-        for plane in data.planes:
-            for line in plane.lines if "GPU" in plane.name else ():
-                for event in line.events if "Stream" in line.name else ():
-                    total[event.name] += event.duration_ns
-                    count[event.name] += 1
-    lines = [f"{total.total() / steps / 1e3:10.1f} us a step, all kernels"]
-    lines += [f"{t / steps / 1e3:10.2f} us {count[name] / steps:7.2f} x {name}" for name, t in total.most_common()]
-    return "\n".join(lines) + "\n"

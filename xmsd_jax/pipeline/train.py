@@ -208,7 +208,12 @@ def validation_store(path: Path | None, training: Store) -> Store | None:
 
 def _key(config: TrainConfig, store: Store, held_out: Store | None) -> str:
     """What the adapter depends on: the stores' content, not where they lie."""
-    placed = replace(config, store=Path(), validation=None if config.validation is None else Path())
+    placed = replace(
+        config,
+        store=Path(),
+        validation=None if config.validation is None else Path(),
+        engine=Engine(compute=config.engine.compute),
+    )
     prints = [opened.manifest.fingerprint for opened in (store, held_out) if opened is not None]
     return stage_key(placed, __version__, *prints)
 

@@ -14,12 +14,13 @@ import jax
 from xmsd_jax import __version__
 from xmsd_jax.adapters.kinds import kind_of
 from xmsd_jax.config import ConfigError, dump
+from xmsd_jax.pipeline import speed_baseline
+from xmsd_jax.pipeline.kernel_times import kernel_profile
 from xmsd_jax.pipeline.made_split import Shape, made_source
 from xmsd_jax.pipeline.speed_parts import (
     Training,
     chip,
     judge_speed,
-    kernel_profile,
     resident_epoch,
     step_times,
     stream_epoch,
@@ -112,32 +113,31 @@ def run(config: TrainSpeedConfig, run_dir: Path, fresh: bool = False) -> list[Ro
 
 def _measures(config: TrainSpeedConfig, run: Run) -> list[tuple[str, str, Callable[[], Any]]]:
     """Part, what of it, and how to measure that."""
-    from xmsd_jax.pipeline import speed_torch  # here, not above: only a run with a baseline needs torch
-
     store = run.path / "made_store" / "train"
     by_part: dict[str, list[tuple[str, Callable[[], Any]]]] = {
-        "steps": [(kind, partial(_one_kind, config, kind, run, speed_torch)) for kind in config.kinds],
+        "steps": [(kind, partial(_one_kind, config, kind, run)) for kind in config.kinds],
         "stream": [(config.stream_kind, partial(stream_epoch, config, store))],
         "sweep": [(config.sweep_kind, partial(sweep_speed, config))],
         "judge": [(config.judge_kind, partial(judge_speed, config))],
-        "parity": [(kind, partial(speed_torch.parity, config, kind)) for kind in config.parity_kinds],
+        "parity": [(kind, partial(speed_baseline.parity, config, kind)) for kind in config.parity_kinds],
     }
     asked = [(part, name, measure) for part in config.parts for name, measure in by_part[part]]
     return [("chip", "chip", partial(chip, config.engine)), *asked]
 
 
-def _one_kind(config: TrainSpeedConfig, kind: str, run: Run, speed_torch: Any) -> dict[str, Any]:
+def _one_kind(config: TrainSpeedConfig, kind: str, run: Run) -> dict[str, Any]:
     """Step times of a kind, ours and the baseline's turn by turn."""
     source = made_source(config.shape, config.engine.mesh(), drafter=kind_of(kind).facts.inputs != "target")
-    speed_torch.begin()
+    if config.torch_modes:
+        speed_baseline.begin()
     training = Training(config, kind)
     ours = step_times(config, training, source)
-    others = {mode: speed_torch.step_times(config, kind, source, mode) for mode in config.torch_modes}
+    others = {mode: speed_baseline.baseline_times(config, kind, source, mode) for mode in config.torch_modes}
     for _ in range(config.repeats):
         for timed in (ours, *others.values()):
             timed.turn()
     if config.profile:
-        write_text(run.path / f"kernels_{kind}.txt", kernel_profile(ours, config.steps))
+        write_text(run.path / f"kernels_{kind}.txt", kernel_profile(ours.call, config.steps))
     epoch = resident_epoch(config, training, source)
     content = {
         "ours": ours.to_json(),

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -13,9 +14,12 @@ from xmsd_jax.adapters.interface import Adapter, Pairing
 from xmsd_jax.adapters.kinds import CONTROLS
 from xmsd_jax.adapters.rollout import Mode
 from xmsd_jax.adapters.token_head import TokenHead
+from xmsd_jax.data.batches import Pairs, read_index, read_pairs, state_bytes
 from xmsd_jax.data.manifest import Manifest
 from xmsd_jax.data.store import Store
 from xmsd_jax.pipeline.rows import drafter_name
+from xmsd_jax.training.engine import Engine
+from xmsd_jax.training.sources import ResidentSource
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -91,3 +95,12 @@ def _load(folder: Path, manifest: Manifest) -> Trained:
     check_fits(saved, needed(saved.passport, manifest), where="the store")
     name = drafter_name(saved.passport.kind, saved.passport.pairing)
     return Trained(name=name, adapter=saved.adapter, pairing=saved.passport.pairing)
+
+
+def adapter_pairs(engine: Engine, store: Store, one: Trained) -> Pairs:
+    """The answers as an adapter reads them: states in the memory of an accelerator where they fit, else of the host."""
+    inputs = one.adapter.facts.inputs
+    if jax.default_backend() == "cpu" or not engine.is_resident(state_bytes(store, one.pairing)):
+        return read_pairs(store, inputs=inputs, pairing=one.pairing, as_stored=engine.dtype != jnp.float32)
+    index = read_index(store, inputs=inputs, pairing=one.pairing)
+    return ResidentSource.of_store(store, index, one.pairing, engine.mesh()).pairs()

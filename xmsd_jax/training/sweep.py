@@ -77,9 +77,7 @@ def train_together(
         adapters: with their starting values, of one kind and width.
         recipes: of each; they agree in all but FREE.
         training, validation: over `mesh`.
-        head: of the target.
-        mode: as of `train`.
-        engine: as of `train`.
+        head, mode, engine: as `train` takes them.
         mesh: the devices that members are cut over.
         on_epoch: told of every member's epochs.
         label: of the progress line.
@@ -100,8 +98,7 @@ def train_together(
     evaluate = make_member_evaluation(skeleton, objective, recipe, mode, mesh, compute=engine.dtype)
 
     # Members; the first one again where they do not fill the devices
-    members = len(adapters)
-    filled = [*range(members), *[0] * (-members % mesh.size)]
+    filled = [*range(len(adapters)), *[0] * (-len(adapters) % mesh.size)]
     starts = [begin(Skeleton.split(adapter)[1]) for adapter in adapters]
     state = stacked([starts[i] for i in filled], mesh)
     hyper = stacked([Hyper.of(recipes[i]) for i in filled], mesh)
@@ -126,10 +123,8 @@ def train_together(
             parts.append(sums)
         trained = _joined(parts, axis=0)
         speed = len(rows) / (perf_counter() - start)
-        held = [
-            evaluate(state.params, data, head, piece, hyper.token_weight)
-            for data, piece in validation.epoch(held_order, cut=False)
-        ]
+        pieces = validation.epoch(held_order, cut=False)
+        held = [evaluate(state.params, hyper.token_weight, head, *piece) for piece in pieces]
         judged = _judged(held, validation, facts.offset, recipe.gamma)
         better = np.zeros(len(filled), bool)
         for i in running:
@@ -139,11 +134,8 @@ def train_together(
                 better[i] = log.add(i, epoch, judged[i])
                 on_epoch(i, epoch)
         best = improved(best, state.params, placed(better, mesh, P(DATA)))
-    kept = jax.device_get(best)
-    return [
-        log.member(i, skeleton.adapter({name: jnp.asarray(value[i]) for name, value in kept.items()}))
-        for i in range(members)
-    ]
+    kept = [{name: jnp.asarray(value[i]) for name, value in jax.device_get(best).items()} for i in range(len(adapters))]
+    return [log.member(i, skeleton.adapter(params)) for i, params in enumerate(kept)]
 
 
 def check_together(recipes: Sequence[Recipe]) -> None:

@@ -52,16 +52,16 @@ def make_member_steps(
 def make_member_evaluation(
     skeleton: Skeleton, objective: Objective, recipe: Recipe, mode: Mode, mesh: Mesh, *, compute: Any
 ) -> Callable[..., tuple[Sums, Array]]:
-    """As `make_evaluation`, member after member, with a leading axis of members on all results."""
+    """As `make_evaluation`, member after member: (params, token weights, head, data, order), results [k, ...]."""
 
-    def evaluate(params: Params, data: Any, head: TokenHead, order: Any, weights: Array) -> tuple[Sums, Array]:
+    def evaluate(params: Params, weights: Array, head: TokenHead, data: Any, order: Any) -> tuple[Sums, Array]:
         def one(member: tuple[Params, Array]) -> tuple[Sums, Array]:
-            own = replace(objective, token_weight=member[1])
+            own = replace(objective, token_weight=member[1])  # pyright: ignore[reportArgumentType]
             return evaluated(skeleton, own, recipe, mode, member[0], data, head, order, compute=compute)
 
         return jax.lax.map(one, (params, weights))
 
-    specs = (P(DATA), P(), P(), P(), P(DATA))
+    specs = (P(DATA), P(DATA), P(), P(), P())
     return jax.jit(jax.shard_map(evaluate, mesh=mesh, in_specs=specs, out_specs=P(DATA), check_vma=False))
 
 
