@@ -40,7 +40,8 @@ WITHOUT = {
     "torch_bridge": ("jax", "flax"),
 }
 NEEDS_TORCH = {
-    f"xmsd_jax.pipeline.{stage}" for stage in ("pair", "live_pair", "extract", "benchmark", "demo", "ask", "convert")
+    f"xmsd_jax.pipeline.{stage}"
+    for stage in ("pair", "live_pair", "extract", "benchmark", "speed_baseline", "demo", "ask", "convert")
 }
 READS_COMMAND_LINE = {"xmsd_jax.cli", "torch_bridge.tiny.train", "xmsd_jax.provenance"}
 READS_PICKLE = {"xmsd_jax.data.npy"}
