@@ -52,6 +52,32 @@ def test_the_results_come_from_a_clean_checkout(folder):
     assert provenance["git"]["dirty"] is False
 
 
+def test_the_speed_of_training_is_that_of_the_committed_results():
+    rows, _ = read_results(ROOT / "results" / "train_h100")
+    own = {(r.row, r.metric): r for r in rows}
+    table = re.search(r"\| adapter \| ms a step .*\n\|---.*\n((?:\|.*\n)+)", README)
+    assert table is not None
+    found = [[cell.strip() for cell in line.strip("|").split("|")] for line in table[1].splitlines()]
+    assert [line[0] for line in found] == ["L1", "L2", "L3", "L4", "L5", "B1", "L5F"]
+    for kind, *cells in found:
+        ratio = own[kind, "speedup"]
+        assert cells == [
+            f"{own[kind, 'step_ms'].value:.3f}",
+            f"{own[kind, 'torch_step_ms'].value:.3f}",
+            f"{ratio.value:.2f}x ({ratio.low:.2f} to {ratio.high:.2f})",
+            f"{own[kind, 'mfu'].value:.0%}",
+            f"{own[kind, 'epoch_answers_per_second'].value:,.0f}",
+        ]
+    by_hand = {
+        f"{own['all adapters', 'study_minutes'].value:.1f} min": "seven adapters x 50 epochs",
+        f"{own['L5F', 'stream_share_later'].value:.0%} (first": "stream epoch",
+        f"{own['L5F', 'stream_host_gb'].value:.1f} GB": "stream epoch",
+        f"{own['B1', 'mfu'].value:.0%}, {own['L5F', 'mfu'].value:.0%}": "MFU",
+    }
+    for figure, line in by_hand.items():
+        assert any(line in text and figure in text for text in README.splitlines()), figure
+
+
 def test_links_lead_to_files():
     links = [link for link in re.findall(r"\]\(([^)]+)\)", README) if "://" not in link]
     assert len(links) >= 4
