@@ -14,7 +14,6 @@ from xmsd_jax.pipeline.train import TrainConfig
 from xmsd_jax.runs import read_results
 from xmsd_jax.training.recipe import Recipe
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
 RECIPE = Recipe(epochs=2, batch=8, gamma=2, prefill_draft_len=4, select="loss")
 
 
