@@ -23,6 +23,16 @@ from xmsd_jax.adapters.token_head import TokenHead
 WIDTH, LENGTH, ROWS, GAMMA = 32, 10, 3, 4
 HEAD_ROWS, VOCABULARY = 48, 40
 CONTROL_0, CONTROL_1 = CONTROLS
+COUNTS = {
+    "L1": 2_113_537,
+    "L2": 6_324_227,
+    "L3": 16_797_698,
+    "L4": 100_714_497,
+    "L5": 102_819_841,
+    "B1": 102_819_841,
+    "L5F": 169_936_897,
+}
+"""Parameters at width 4096."""
 FACTS = {name: kind.facts for name, kind in [*KINDS.items(), *CONTROLS.items()]}
 FIRST = [name for name, facts in FACTS.items() if facts.offset == 0]
 ROLLED = [name for name, facts in FACTS.items() if facts.offset == 1]

@@ -31,7 +31,7 @@ def folder(tmp_path):
     return files.save_adapter(tmp_path / "made" / "L1", lively("L1"), passport())
 
 
-def refused(folder, told: str) -> None:
+def assert_refused(folder, told: str) -> None:
     with pytest.raises(AdapterError) as caught:
         load_adapter(folder)
     message = str(caught.value)
@@ -85,23 +85,23 @@ def test_a_save_that_fails_leaves_no_passport(folder, monkeypatch):
     monkeypatch.setattr(files, "save_file", fails)
     with pytest.raises(OSError, match="disk is full"):
         files.save_adapter(folder, lively("L1"), passport())
-    refused(folder, "adapter.json: cannot be read")
+    assert_refused(folder, "adapter.json: cannot be read")
 
 
 def test_an_empty_folder_is_refused(tmp_path):
-    refused(tmp_path, "adapter.json: cannot be read")
+    assert_refused(tmp_path, "adapter.json: cannot be read")
 
 
 def test_missing_weights_are_refused(folder):
     (folder / files.WEIGHTS).unlink()
-    refused(folder, "adapter.safetensors: cannot be read")
+    assert_refused(folder, "adapter.safetensors: cannot be read")
 
 
 @pytest.mark.parametrize("kept", [0, 5, 200, -1])
 def test_weights_that_are_cut_off_are_refused(folder, kept):
     content = (folder / files.WEIGHTS).read_bytes()
     (folder / files.WEIGHTS).write_bytes(content[:kept])
-    refused(folder, "adapter.safetensors: cannot be read")
+    assert_refused(folder, "adapter.safetensors: cannot be read")
 
 
 def edited(folder, **tensors) -> None:
@@ -113,13 +113,13 @@ def edited(folder, **tensors) -> None:
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_a_parameter_that_is_not_finite_is_refused(folder, value):
     edited(folder, **{"final_norm.scale": np.full(WIDTH, value, np.float32)})
-    refused(folder, r"final_norm\.scale is not finite")
+    assert_refused(folder, r"final_norm\.scale is not finite")
 
 
 def test_every_parameter_that_does_not_fit_is_named(folder):
     wrong = {"blocks.0.up.kernel": np.zeros((3, WIDTH), np.float32), "blocks.0.alpha": None}
     edited(folder, **wrong, more=np.zeros(2, np.float32))
-    refused(
+    assert_refused(
         folder, rf"missing blocks\.0\.alpha; unknown more; blocks\.0\.up\.kernel is \[3, {WIDTH}\], needed is \[2, "
     )
 
@@ -159,13 +159,13 @@ def rewritten(folder, **fields) -> None:
 )
 def test_a_passport_that_is_not_right_is_refused(folder, fields, told):
     rewritten(folder, **fields)
-    refused(folder, told)
+    assert_refused(folder, told)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "3", '"adapter"'])
 def test_a_passport_that_is_no_mapping_is_refused(folder, text):
     (folder / files.PASSPORT).write_text(text)
-    refused(folder, "adapter.json: (cannot be read|is not)")
+    assert_refused(folder, "adapter.json: (cannot be read|is not)")
 
 
 def saved(tmp_path, **more) -> SavedAdapter:

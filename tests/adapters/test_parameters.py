@@ -6,22 +6,13 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from tests.adapters.small import WIDTH, every, lively, noise, normal, streams
+from tests.adapters.small import COUNTS, WIDTH, every, lively, noise, normal, streams
 from xmsd_jax.adapters.files import named_parameters, named_shapes
 from xmsd_jax.adapters.interface import Streams
 from xmsd_jax.adapters.kinds import KINDS, make, outline, parameters
 from xmsd_jax.adapters.noise import drop
 from xmsd_jax.config import ConfigError
 
-COUNTS = {
-    "L1": 2_113_537,
-    "L2": 6_324_227,
-    "L3": 16_797_698,
-    "L4": 100_714_497,
-    "L5": 102_819_841,
-    "B1": 102_819_841,
-    "L5F": 169_936_897,
-}
 WIDE = 256  # wide enough for the spread of random starts to be measured
 ATTENTION = ["L4", "L5", "B1", "L5F"]
 

@@ -67,7 +67,7 @@ def config(tmp_path) -> EvaluateConfig:
     return EvaluateConfig(store=stores(tmp_path / "store"), gamma=GAMMA, prefill_draft_len=DRAFT_LEN, order=3)
 
 
-def refused(config: EvaluateConfig, run_dir: Path, told: str, error: type[UserError] = UserError) -> None:
+def assert_refused(config: EvaluateConfig, run_dir: Path, told: str, error: type[UserError] = UserError) -> None:
     with pytest.raises(error, match=told) as caught:
         evaluate.run(config, run_dir)
     assert "\n" not in str(caught.value)
@@ -172,7 +172,7 @@ def test_anchors_of_another_store_or_split_or_none_are_refused(judged, tmp_path)
 def test_an_adapter_of_something_else_is_refused_in_one_line(config, tmp_path, changes, told):
     manifest = Store.open(config.store / "train").manifest
     save(tmp_path / "adapters", "L1", manifest, **changes)
-    refused(dataclasses.replace(config, adapters=tmp_path / "adapters"), tmp_path / "run", told, AdapterError)
+    assert_refused(dataclasses.replace(config, adapters=tmp_path / "adapters"), tmp_path / "run", told, AdapterError)
 
 
 def test_an_adapter_that_reads_the_target_alone_fits_with_any_drafter(config, tmp_path):
@@ -183,11 +183,11 @@ def test_an_adapter_that_reads_the_target_alone_fits_with_any_drafter(config, tm
 
 def test_a_folder_without_adapters_or_with_one_twice_is_refused(config, tmp_path):
     config = dataclasses.replace(config, adapters=tmp_path / "adapters")
-    refused(config, tmp_path / "run", "holds no trained adapter", AdapterError)
+    assert_refused(config, tmp_path / "run", "holds no trained adapter", AdapterError)
     manifest = Store.open(config.store / "train").manifest
     for folder in ("one", "two"):
         save(tmp_path / "adapters" / folder, "L1", manifest)
-    refused(config, tmp_path / "run", "holds L1 more than once", AdapterError)
+    assert_refused(config, tmp_path / "run", "holds L1 more than once", AdapterError)
 
 
 def test_a_state_that_is_not_finite_is_refused_with_its_row(tmp_path):
@@ -195,20 +195,22 @@ def test_a_state_that_is_not_finite_is_refused_with_its_row(tmp_path):
         fields["drafter_hidden"][3, 0, 0] = np.nan
 
     config = EvaluateConfig(store=stores(tmp_path / "store", spoil=spoil), gamma=1, prefill_draft_len=1, order=1)
-    refused(config, tmp_path / "run", "test: row 3 of drafter_hidden holds nan or inf", StoreError)
+    assert_refused(config, tmp_path / "run", "test: row 3 of drafter_hidden holds nan or inf", StoreError)
     assert not (tmp_path / "run" / "results.json").exists()
 
 
 def test_answers_of_another_pair_are_refused(tmp_path):
     store = stores(tmp_path / "store", revisions={"target": "9", "drafter": "2"})
-    refused(EvaluateConfig(store=store), tmp_path / "run", "revisions.target is '9', expected '1'", StoreError)
+    assert_refused(EvaluateConfig(store=store), tmp_path / "run", "revisions.target is '9', expected '1'", StoreError)
 
 
 def test_what_was_fitted_on_is_never_judged(config, tmp_path):
     with pytest.raises(ConfigError, match="splits: at least one, not train"):
         dataclasses.replace(config, splits=("test", "train"))
     write_store(config.store / "again", seed=2)
-    refused(dataclasses.replace(config, splits=("again",)), tmp_path / "run", "train_0.*sequences that nothing was")
+    assert_refused(
+        dataclasses.replace(config, splits=("again",)), tmp_path / "run", "train_0.*sequences that nothing was"
+    )
 
 
 @pytest.mark.parametrize("name", ["gamma", "prefill_draft_len", "order"])

@@ -6,7 +6,6 @@ from dataclasses import replace
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 
 from tests.adapters.small import lively_value
 from torch_bridge.extraction import Settings, extract_split
@@ -37,7 +36,7 @@ from xmsd_jax.training.sources import as_source
 from xmsd_jax.training.state import Hyper, Skeleton, begin
 from xmsd_jax.training.step import batches, make_steps, placed
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
 WIDTH, COUNT, EARLY, GAMMA = 256, 64, 12, 5
 WORLD = WorldConfig(sequences={"test": 4}, clips_per_sequence=1, seed=11)
@@ -145,14 +144,6 @@ def bent(known: Known, name: str) -> Adapter:
     return skeleton.adapter(state.params)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
 def known(tmp_path_factory) -> Known:
     return Known(tmp_path_factory.mktemp("small_pair"))
@@ -168,7 +159,7 @@ def fitted(known) -> Live:
     return Live(known, {name: trained(name, bent(known, name)) for name in READS})
 
 
-def check(live: Live, row: DraftRow) -> list[Trace]:
+def assert_expected_walk(live: Live, row: DraftRow) -> list[Trace]:
     """The target's own ids, and the expected walk, answer by answer."""
     expected, traces = live.expected(row), live.traces(row)
     for at, (trace, alone) in enumerate(zip(traces, live.alone, strict=True)):
@@ -187,12 +178,12 @@ def test_the_stored_answers_are_those_of_the_target_alone(random, known):
 
 @EVERY
 def test_random_adapters_take_the_expected_walk(random, row):
-    check(random, row)
+    assert_expected_walk(random, row)
 
 
 @EVERY
 def test_fitted_adapters_take_the_expected_walk(fitted, row):
-    check(fitted, row)
+    assert_expected_walk(fitted, row)
 
 
 def test_the_fitted_adapters_are_often_right(fitted):

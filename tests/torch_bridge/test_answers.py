@@ -13,17 +13,11 @@ from xmsd_jax.data.questions import QUESTIONS
 from xmsd_jax.data.recording import davis_clips
 from xmsd_jax.pipeline.pair import PairConfig, model_folder
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 STEPS = 24
 CLOSE = {"rtol": 0, "atol": 5e-5}
 CLIPS = [fake_clip(number) for number in range(3)]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

@@ -14,18 +14,12 @@ from xmsd_jax.data.recording import davis_clips
 from xmsd_jax.decoding.ports import DrafterLane, Prompt
 from xmsd_jax.pipeline.pair import PairConfig, model_folder
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 COUNT = 64
 CLOSE = {"rtol": 0, "atol": 1e-4}
 ASKED = (0, 4)
 TEXT = tuple(int(i) for i in np.random.default_rng(0).integers(3, 1000, 30))  # what a target might have said
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

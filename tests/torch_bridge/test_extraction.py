@@ -18,16 +18,10 @@ from xmsd_jax.data.questions import QUESTIONS
 from xmsd_jax.data.store import Store, StoreError
 from xmsd_jax.data.store_layout import shards
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SETTINGS = Settings(max_new_tokens=16, batch=2, shard_rows=30)
 ROOT = Path(__file__).resolve().parents[2]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch._dynamo import config as dynamo
 
-from tests.adapters.small import FACTS, LENGTH, WIDTH, every, head, lively, streams
+from tests.adapters.small import COUNTS, FACTS, LENGTH, WIDTH, every, head, lively, streams
 from torch_bridge.plain_adapters import PLAIN, load_plain, make_plain
 from torch_bridge.plain_layers import SelfAttention
 from torch_bridge.plain_training import PlainData, PlainTrainer
@@ -21,15 +21,6 @@ from xmsd_jax.training.losses import Objective, Truth
 from xmsd_jax.training.recipe import Recipe
 from xmsd_jax.training.state import Hyper, Skeleton, begin, updated
 
-PARAMETERS = {
-    "L1": 2_113_537,
-    "L2": 6_324_227,
-    "L3": 16_797_698,
-    "L4": 100_714_497,
-    "L5": 102_819_841,
-    "B1": 102_819_841,
-    "L5F": 169_936_897,
-}
 LENGTHS = np.array([LENGTH, 7, 4, LENGTH, 1, 0])
 ROWS = np.array([0, 5, 2, 1, -1])  # one answer that is empty, and one row of padding
 RATES = [1e-2, 1e-2, 1e-2, 3e-3, 3e-3, 3e-3]
@@ -113,7 +104,7 @@ def test_it_computes_what_the_jax_adapter_computes(kind, attention):
 def test_it_has_the_study_parameters(kind):
     with torch.device("meta"):
         module = make_plain(kind, 4096)
-    assert sum(value.numel() for value in module.parameters()) == PARAMETERS[kind]
+    assert sum(value.numel() for value in module.parameters()) == COUNTS[kind]
     assert module.state_dict().keys() == to_torch(make(kind, WIDTH), kind).keys()
     assert PLAIN.keys() == PREFIXES.keys()
 

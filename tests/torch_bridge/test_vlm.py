@@ -8,17 +8,11 @@ from tests.torch_bridge.fake_pair import EOS, PADDED, WIDTH, fake_clip, fake_dra
 from torch_bridge.vlm import VLM, Session, prompt_ids
 from xmsd_jax.data.questions import QUESTIONS
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 # float32 states of width 32 are of size 1; one pass and many steps add in another order.
 CLOSE = {"rtol": 0, "atol": 2e-5}
 QUESTION = QUESTIONS[0]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

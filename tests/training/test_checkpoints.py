@@ -38,6 +38,15 @@ trained(Path(sys.argv[1]), on_epoch=pause, streamed=[Path(path) for path in sys.
 """
 
 
+@pytest.fixture(scope="module", autouse=True)
+def fresh_programs():
+    """Forget what earlier tests of the process compiled with fewer optimisations, which rounds otherwise.
+
+    The flag is no part of JAX's cache key, so initial values would come from those programs; in a new process they do not.
+    """
+    jax.clear_caches()
+
+
 def splits(streamed: Sequence[Path], engine: Engine):
     """Pairs in memory, or the same answers in stores that are read while training runs."""
     if not streamed:
