@@ -42,7 +42,7 @@ trained(Path(sys.argv[1]), on_epoch=pause, streamed=[Path(path) for path in sys.
 def fresh_programs():
     """Forget what earlier tests of the process compiled with fewer optimisations, which rounds otherwise.
 
-    The flag is no part of JAX's cache key, so initial values would come from those programs; in a new process they do not.
+    The flag is no part of JAX's cache key: initial values would come from those programs, unlike in a new process.
     """
     jax.clear_caches()
 
