@@ -1,30 +1,34 @@
 """The drafter: EventGPT (Vicuna + CLIP over event frames), as a `torch_bridge.vlm.VLM`.
 
-Per frame `feature_adaptor(visual_projector(tower))`, once; then the aggregator, which has no weights:
+Per frame `feature_adaptor(visual_projector(tower))`, the adaptor once (or twice, as the study had it); then the
+aggregator, which has no weights:
 the mean over tokens of every frame, followed by the mean over frames of every token.
 """
 
-import json
+import hashlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from huggingface_hub.errors import StrictDataclassError
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaModel
+from transformers.models.clip.modeling_clip import CLIPVisionEmbeddings
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from torch_bridge.folders import (
-    ModelFolderError,
-    load_exactly,
-    read_json,
-    read_weights,
-    text_ids,
-    with_bos,
+from torch_bridge.eventgpt_files import (
+    eventgpt_config,
+    llama_config,
+    no_model,
+    vision_config,
+    weight_parts,
 )
+from torch_bridge.folders import text_ids, with_bos
 from torch_bridge.loaded import LoadedModel
+from torch_bridge.model_source import model_source, vision_tower_folder
 from torch_bridge.pixels import clip_pixels
+from torch_bridge.weights import fill
+from xmsd_jax.config import ConfigError
 from xmsd_jax.data.clips import Clip
 from xmsd_jax.data.events import EventFrames
 
@@ -33,7 +37,6 @@ SYSTEM = (
     "The assistant gives helpful, detailed, and polite answers to the human's questions."
 )
 PROMPT = "{system} USER: <ev_start><event><ev_end>\n{question} ASSISTANT:"
-_TOWER = "model.visual_tower.visual_tower."
 
 
 def aggregate(features: Tensor) -> Tensor:
@@ -52,7 +55,7 @@ class _Tower(nn.Module):
 class EventGPTModel(LlamaModel):
     """The Llama with the event path beside it; `forward` is the Llama's own."""
 
-    def __init__(self, config: LlamaConfig, vision: CLIPVisionConfig) -> None:
+    def __init__(self, config: LlamaConfig, vision: CLIPVisionConfig, *, adaptor: bool = True) -> None:
         super().__init__(config)
         self.visual_tower = _Tower(vision)
         self.visual_projector = nn.Sequential(
@@ -60,22 +63,32 @@ class EventGPTModel(LlamaModel):
             nn.GELU(),
             nn.Linear(config.hidden_size, config.hidden_size),
         )
-        self.feature_adaptor = nn.Linear(config.hidden_size, config.hidden_size)
+        self.feature_adaptor = nn.Linear(config.hidden_size, config.hidden_size) if adaptor else nn.Identity()
 
 
 class EventGPTForCausalLM(nn.Module):
-    """Names of parameters as in the public checkpoint: `model.*` and `lm_head.weight`."""
+    """Names of parameters as in the public checkpoint: `model.*` and `lm_head.weight`.
 
-    def __init__(self, config: LlamaConfig, vision: CLIPVisionConfig) -> None:
+    adaptor: whether it has a `feature_adaptor` (`event_feature_adaptor` in config.json). adaptor_passes: 1 is EventGPT;
+    2 is what the study ran: it applied the adaptor to features that had gone through it (there after the aggregator,
+    which is the same, as means and affine maps commute).
+    """
+
+    def __init__(
+        self, config: LlamaConfig, vision: CLIPVisionConfig, *, adaptor: bool = True, adaptor_passes: int = 1
+    ) -> None:
         super().__init__()
-        self.config, self.vision_config = config, vision
-        self.model = EventGPTModel(config, vision)
+        self.config, self.vision_config, self.adaptor_passes = config, vision, adaptor_passes
+        self.model = EventGPTModel(config, vision, adaptor=adaptor)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
 
     def event_features(self, pixels: Tensor) -> Tensor:
         """Event frames [b, 3, y, x] -> adapted tokens [b, s, d], CLS kept, no post-norm."""
         tokens = self.model.visual_tower.visual_tower(pixels).last_hidden_state
-        return self.model.feature_adaptor(self.model.visual_projector(tokens))
+        features = self.model.visual_projector(tokens)
+        for _ in range(self.adaptor_passes):
+            features = self.model.feature_adaptor(features)
+        return features
 
 
 class EventGPT(LoadedModel):
@@ -97,6 +110,13 @@ class EventGPT(LoadedModel):
         """States -> logits."""
         return self.model.lm_head
 
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of weights and configuration file, and of the adaptor's passes unless there is one."""
+        passes = self.model.adaptor_passes
+        own = super().fingerprint
+        return own if passes == 1 else hashlib.sha256(f"{own} adaptor_passes={passes}".encode()).hexdigest()
+
     def prompt_pieces(self, question: str) -> tuple[np.ndarray, np.ndarray]:
         """Text ids before and after the event tokens; the pieces are tokenised apart, BOS once."""
         before, after = PROMPT.split("<event>")
@@ -115,63 +135,60 @@ class EventGPT(LoadedModel):
 
 
 def load_drafter(
-    folder: str | Path, *, dtype: str = "float32", device: str = "cpu", event_frames: EventFrames | None = None
+    folder: str | Path,
+    *,
+    dtype: str = "float32",
+    device: str = "cpu",
+    event_frames: EventFrames | None = None,
+    vision_tower: str | Path | None = None,
+    adaptor_passes: int = 1,
 ) -> EventGPT:
-    """Load an EventGPT folder whose checkpoint carries the vision tower; float32 or bfloat16.
+    """Load an EventGPT checkpoint of the public format in float32 or bfloat16.
+
+    Args:
+        folder: the checkpoint, or its hub id: config.json, tokenizer and weights (safetensors or `.bin`, also sharded).
+        dtype: "float32" or "bfloat16"; the tables of the rotary embedding stay float32.
+        device: "cpu", "cuda" or "cuda:1".
+        event_frames: what it sees of a clip's events; five frames by default.
+        vision_tower: the folder or hub id of its CLIP where config.json names none that is there. It gives the tower's
+            configuration, and its weights where the checkpoint holds none.
+        adaptor_passes: 2 for the study's figures, see `EventGPTForCausalLM`.
 
     Raises:
-        ModelFolderError: a file is missing or damaged, or the weights do not fit config.json.
+        UserError: a file is missing or damaged, or the weights do not fit config.json.
     """
-    folder = Path(folder)
-    config = read_json(folder, "config.json")
-    if config.get("model_type") != "EventChat_llama":
-        raise ModelFolderError(
-            f"{folder}/config.json: model_type is not EventChat_llama; give an EventGPT folder as drafter"
-        )
-    model = _empty_model(folder, config)
-    tensors = {name.replace(_TOWER + "vision_model.", _TOWER): t for name, t in read_weights(folder).items()}
-    load_exactly(model, tensors, folder)
-    return EventGPT(model.to(device, getattr(torch, dtype)), folder, event_frames or EventFrames())
+    folder = model_source(folder)
+    config = eventgpt_config(folder)
+    tower = vision_tower_folder(folder, config.get("mm_visual_tower"), vision_tower)
+    model = _unfilled(config, folder, tower, adaptor_passes)
+    fill(model, weight_parts(folder, tower), dtype=getattr(torch, dtype), where=folder)
+    return EventGPT(model.to(device), folder, event_frames or EventFrames())
 
 
-def _empty_model(folder: Path, config: dict[str, Any]) -> EventGPTForCausalLM:
-    tower = config.get("mm_visual_tower")
-    if not isinstance(tower, str):
-        raise ModelFolderError(
-            f"{folder}/config.json: mm_visual_tower names the folder of the vision tower's config.json, got {tower!r}; "
-            "write that folder's path"
+def _unfilled(config: dict[str, Any], folder: Path, tower: Path, adaptor_passes: int) -> EventGPTForCausalLM:
+    """The model without weights: parameters on the meta device, buffers that no checkpoint holds on the CPU."""
+    llama, vision = llama_config(config, folder), vision_config(tower)
+    adaptor = bool(config.get("event_feature_adaptor"))
+    if adaptor_passes not in (1, 2) or (adaptor_passes == 2 and not adaptor):
+        raise ConfigError(
+            "adaptor_passes: must be 1, or 2 for a model with an event_feature_adaptor; got "
+            f"{adaptor_passes} for {folder}, whose event_feature_adaptor is {adaptor}"
         )
-    vision = read_json(folder / tower, "config.json")
     try:
-        return EventGPTForCausalLM(llama_config(config), CLIPVisionConfig(**vision))
-    except (StrictDataclassError, ValueError, TypeError) as error:
-        reason = " ".join(str(error).split())
-        raise ModelFolderError(f"{folder}: config.json gives no model ({reason}); download it again") from error
+        with torch.device("meta"):
+            model = EventGPTForCausalLM(llama, vision, adaptor=adaptor, adaptor_passes=adaptor_passes)
+        compute_buffers(model)
+    except (ValueError, TypeError, ArithmeticError) as error:
+        raise no_model(folder, error) from error
+    return model
 
 
-def llama_config(config: dict[str, Any]) -> LlamaConfig:
-    """The Llama part of an EventGPT config.json."""
-    own = {"architectures", "model_type", "mm_visual_tower", "event_feature_adaptor"}
-    return LlamaConfig(**{key: value for key, value in config.items() if key not in own})
-
-
-def save_drafter(model: EventGPTForCausalLM, folder: Path, *, dtype: torch.dtype) -> None:
-    """Write config.json, the tower's config and the weights under the public names."""
-    tower = folder / "clip"
-    tower.mkdir(parents=True, exist_ok=True)
-    vision = _plain(model.vision_config.to_dict())
-    (tower / "config.json").write_text(json.dumps(vision, indent=2, sort_keys=True) + "\n")
-    own = {"architectures": ["EventChatModel"], "model_type": "EventChat_llama", "mm_visual_tower": "clip"}
-    config = _plain(model.config.to_dict()) | own | {"event_feature_adaptor": True}
-    (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
-    tensors = {
-        name.replace(_TOWER, _TOWER + "vision_model."): tensor.detach().to("cpu", dtype).contiguous()
-        for name, tensor in model.state_dict().items()
-    }
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-
-
-def _plain(config: dict[str, Any]) -> dict[str, Any]:
-    """Configuration keys that describe the model, not the software that wrote them."""
-    software = ("transformers_version", "_name_or_path", "dtype")
-    return {key: value for key, value in config.items() if key not in software and value is not None}
+def compute_buffers(model: EventGPTForCausalLM) -> None:
+    """Compute what no checkpoint holds, after a construction on the meta device: rotary frequencies, position ids."""
+    model.model.rotary_emb = LlamaRotaryEmbedding(model.config)
+    for module in model.modules():
+        if isinstance(module, CLIPVisionEmbeddings):
+            module.register_buffer("position_ids", torch.arange(module.num_positions)[None], persistent=False)
+    left = [name for name, buffer in model.named_buffers() if buffer.is_meta]
+    if left:
+        raise RuntimeError(f"every buffer must be computed, {left} are not; this version of transformers has new ones")

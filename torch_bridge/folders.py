@@ -9,19 +9,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from tokenizers import Tokenizer
-from torch import Tensor, nn
+from torch import nn
 from transformers.utils import logging as transformers_logging
 
-from xmsd_jax.config import UserError
+from torch_bridge.model_source import ModelFolderError
 
 BOS, EOS = "<s>", "</s>"
-
-
-class ModelFolderError(UserError):
-    """A model folder that cannot be used; the message names the file and the remedy."""
 
 
 def read_json(folder: Path, name: str) -> dict[str, Any]:
@@ -40,20 +34,6 @@ def read_json(folder: Path, name: str) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise ModelFolderError(f"{path}: holds no JSON object but {type(found).__name__}; download the model again")
     return found
-
-
-def read_weights(folder: Path) -> dict[str, Tensor]:
-    """All tensors of the folder's safetensors files (one, or shards), by name."""
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        raise ModelFolderError(f"{folder}: holds no .safetensors file; download the weights in that format")
-    tensors: dict[str, Tensor] = {}
-    for file in files:
-        try:
-            tensors |= load_file(file)
-        except (SafetensorError, OSError) as error:
-            raise ModelFolderError(f"{file}: cannot be read ({error}); download it again") from None
-    return tensors
 
 
 def read_tokenizer(folder: Path) -> Tokenizer:
@@ -86,24 +66,6 @@ def token_id(tokenizer: Tokenizer, token: str) -> int:
 def with_bos(tokenizer: Tokenizer, text: str) -> np.ndarray:
     """Ids of the text that opens a prompt, int32[t]: BOS, then the text."""
     return np.concatenate([np.asarray([token_id(tokenizer, BOS)], np.int32), text_ids(tokenizer, text)])
-
-
-def load_exactly(model: nn.Module, tensors: Mapping[str, Tensor], where: Path) -> None:
-    """Fill a model.
-
-    Raises:
-        ModelFolderError: weights are missing, unexpected or misshapen: all three in one error.
-    """
-    own = model.state_dict()
-    missing, unexpected = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
-    shapes = [
-        f"{k} is {list(tensors[k].shape)}, needs {list(own[k].shape)}"
-        for k in sorted(own.keys() & tensors.keys())
-        if own[k].shape != tensors[k].shape
-    ]
-    if missing or unexpected or shapes:
-        raise misfit(where, missing=missing, unexpected=unexpected, shapes=shapes)
-    model.load_state_dict(dict(tensors))
 
 
 def misfit(

@@ -10,6 +10,7 @@ from torch import nn
 from transformers import LlamaModel
 
 from torch_bridge.folders import EOS, model_fingerprint, read_json, read_tokenizer, token_id
+from torch_bridge.model_source import model_name
 
 
 class LoadedModel(ABC):
@@ -20,7 +21,7 @@ class LoadedModel(ABC):
         self._model = model.eval().requires_grad_(False)
         self.tokenizer = read_tokenizer(folder)
         self.config_dict: dict[str, Any] = read_json(folder, "config.json")
-        self.name = f"{kind}:{folder.name}"
+        self.name = f"{kind}:{model_name(folder)}"
         self.eos_id = token_id(self.tokenizer, EOS)
         self.real_vocabulary = real_vocabulary
 

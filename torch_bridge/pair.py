@@ -11,7 +11,15 @@ from xmsd_jax.data.events import EventFrames
 
 
 def load_pair(
-    target: Path, drafter: Path, *, dtype: str, device: str, threads: int | None = None, event_frames: EventFrames
+    target: Path,
+    drafter: Path,
+    *,
+    dtype: str,
+    device: str,
+    threads: int | None = None,
+    event_frames: EventFrames,
+    vision_tower: Path | None = None,
+    drafter_adaptor_passes: int = 1,
 ) -> tuple[Target, EventGPT]:
     """Load both models of a pair from their folders.
 
@@ -22,6 +30,8 @@ def load_pair(
         device: "cpu", "cuda" or "cuda:1".
         threads: of torch in this process from now on; None leaves them.
         event_frames: what the drafter sees of a clip's events.
+        vision_tower: the drafter's CLIP folder where its config.json names none that is there.
+        drafter_adaptor_passes: 2 applies the drafter's feature adaptor twice, as the study did.
 
     Raises:
         UserError: a folder that does not fit, a device that is not there, or models that do not share their ids.
@@ -32,7 +42,14 @@ def load_pair(
         torch.set_num_threads(threads)
     pair = (
         load_target(target, dtype=dtype, device=device),
-        load_drafter(drafter, dtype=dtype, device=device, event_frames=event_frames),
+        load_drafter(
+            drafter,
+            dtype=dtype,
+            device=device,
+            event_frames=event_frames,
+            vision_tower=vision_tower,
+            adaptor_passes=drafter_adaptor_passes,
+        ),
     )
     if pair[0].eos_id != pair[1].eos_id:
         raise ConfigError(

@@ -12,7 +12,8 @@ from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaFo
 
 import torch_bridge
 from tests.torch_bridge.fake_pair import fake_clip
-from torch_bridge.eventgpt import EventGPTForCausalLM, aggregate, load_drafter, save_drafter
+from torch_bridge.eventgpt import EventGPTForCausalLM, aggregate, load_drafter
+from torch_bridge.eventgpt_files import save_drafter
 from torch_bridge.pixels import clip_pixels
 from torch_bridge.vlm import VLM
 from xmsd_jax.data.events import EventFrames

@@ -16,7 +16,8 @@ import torch
 from tokenizers import Tokenizer
 from torch import nn
 
-from torch_bridge.eventgpt import PROMPT, SYSTEM, save_drafter
+from torch_bridge.eventgpt import PROMPT, SYSTEM
+from torch_bridge.eventgpt_files import save_drafter
 from torch_bridge.folders import text_ids, with_bos
 from torch_bridge.tiny.evaluate import evaluate_model
 from torch_bridge.tiny.learner import Learner, Material, drafter_visual
