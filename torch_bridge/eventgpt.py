@@ -27,10 +27,12 @@ from torch_bridge.folders import text_ids, with_bos
 from torch_bridge.loaded import LoadedModel
 from torch_bridge.model_source import model_source, vision_tower_folder
 from torch_bridge.pixels import clip_pixels
+from torch_bridge.quantize import place
 from torch_bridge.weights import fill
 from xmsd_jax.config import ConfigError
 from xmsd_jax.data.clips import Clip
 from xmsd_jax.data.events import EventFrames
+from xmsd_jax.data.quantisation import Quantisation
 
 SYSTEM = (
     "A chat between a curious human and an artificial intelligence assistant. "
@@ -142,6 +144,7 @@ def load_drafter(
     event_frames: EventFrames | None = None,
     vision_tower: str | Path | None = None,
     adaptor_passes: int = 1,
+    quantisation: Quantisation | None = None,
 ) -> EventGPT:
     """Load an EventGPT checkpoint of the public format in float32 or bfloat16.
 
@@ -153,6 +156,7 @@ def load_drafter(
         vision_tower: the folder or hub id of its CLIP where config.json names none that is there. It gives the tower's
             configuration, and its weights where the checkpoint holds none.
         adaptor_passes: 2 for the study's figures, see `EventGPTForCausalLM`.
+        quantisation: which layers are held in 4 bits; none by default.
 
     Raises:
         UserError: a file is missing or damaged, or the weights do not fit config.json.
@@ -162,7 +166,8 @@ def load_drafter(
     tower = vision_tower_folder(folder, config.get("mm_visual_tower"), vision_tower)
     model = _unfilled(config, folder, tower, adaptor_passes)
     fill(model, weight_parts(folder, tower), dtype=getattr(torch, dtype), where=folder)
-    return EventGPT(model.to(device), folder, event_frames or EventFrames())
+    place(model, quantisation or Quantisation(), dtype=getattr(torch, dtype), device=torch.device(device))
+    return EventGPT(model, folder, event_frames or EventFrames())
 
 
 def _unfilled(config: dict[str, Any], folder: Path, tower: Path, adaptor_passes: int) -> EventGPTForCausalLM:

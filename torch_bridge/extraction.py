@@ -14,9 +14,12 @@ import transformers
 from torch import Tensor
 
 from torch_bridge.answers import Batch
+from torch_bridge.quantize import dense_weight
 from torch_bridge.vlm import VLM, prompt_ids
 from xmsd_jax.data.clip_folder import ClipEntry, ClipFolder
 from xmsd_jax.data.clips import Clip
+from xmsd_jax.data.manifest import States
+from xmsd_jax.data.parts import WHOLE, Part
 from xmsd_jax.data.questions import QUESTIONS
 from xmsd_jax.data.store import Manifest, StoreError, StoreWriter
 from xmsd_jax.data.store_layout import head_fingerprint, keep_head
@@ -29,7 +32,8 @@ class Settings:
 
     `questions` are indices into QUESTIONS; `batch` is the number of clips that are answered together, each with all its
     questions; `shard_rows` is what a killed run loses at most. A multiple of the number of questions keeps a clip's
-    questions together. `inputs` says what the models see of a clip beyond their own configuration.
+    questions together. `inputs` says what the models see of a clip beyond their own configuration; `states` how states
+    lie on disk: in their own dtype, or in 8 bits.
     """
 
     questions: tuple[int, ...] = tuple(range(len(QUESTIONS)))
@@ -37,6 +41,7 @@ class Settings:
     batch: int = 1
     shard_rows: int = 320
     inputs: Mapping[str, Any] = field(default_factory=dict)
+    states: States = "native"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,11 +54,20 @@ class Job:
     closes: bool
 
 
-def extract_split(root: Path, folder: ClipFolder, split: str, target: VLM, drafter: VLM, settings: Settings) -> Path:
+def extract_split(
+    root: Path,
+    folder: ClipFolder,
+    split: str,
+    target: VLM,
+    drafter: VLM,
+    settings: Settings,
+    part: Part = WHOLE,
+) -> Path:
     """Write the store of one split, or what is missing of it, and the target's head beside; return the store's path.
 
     Rows are ordered clip by clip, question by question. Batches are formed inside a shard, from its first row on, so
-    that a resumed run makes the very batches that an undisturbed one would have made.
+    that a resumed run makes the very batches that an undisturbed one would have made. Of a `part` only its shards are
+    written, and the store is left unfinished (`xmsd extract --merge-check` finishes it).
 
     Raises:
         StoreError: the folder holds a store of another run; the split has no clips; the widths of the models differ.
@@ -61,16 +75,21 @@ def extract_split(root: Path, folder: ClipFolder, split: str, target: VLM, draft
     entries = folder.entries(split)
     manifest = describe(folder, split, target, drafter, settings)
     writer = StoreWriter.create_or_resume(root / split, manifest, _names(entries))
-    keep_head(root, to_numpy(target.lm_head.weight))
-    jobs = [job for shard in writer.pending() for job in plan(shard, settings)]
+    keep_head(root, to_numpy(dense_weight(target.lm_head)))
+    jobs = [job for shard in writer.pending(part) for job in plan(shard, settings)]
     parts: list[dict[str, np.ndarray]] = []
     for job in progress(jobs, total=len(jobs), label=f"extract {split}"):
         clips = [folder.load(entries[number]) for number in job.clips]
         parts.append(_answer(job, clips, target, drafter, settings) | _indices(job, entries))
         if job.closes:
-            writer.write(job.shard.start, {name: np.concatenate([part[name] for part in parts]) for name in parts[0]})
+            fields = {name: np.concatenate([one[name] for one in parts]) for name in parts[0]}
+            batches = [list(one.clips) for one in plan(job.shard, settings)]
+            texts = _texts(fields, target, drafter)
+            writer.write(job.shard.start, fields, texts=texts, note={"batches": batches})
             parts.clear()
-    writer.finish(_texts(writer, target, drafter))
+    if part.is_whole:
+        written = {name: writer.read(name) for name in ("target_ids", "target_len", "drafter_ids", "drafter_len")}
+        writer.finish(_texts(written, target, drafter))
     return root / split
 
 
@@ -114,7 +133,7 @@ def describe(folder: ClipFolder, split: str, target: VLM, drafter: VLM, settings
     return Manifest(
         models={which: vlm.name for which, vlm in pair.items()},
         revisions={which: vlm.fingerprint for which, vlm in pair.items()},
-        quantisation=dict.fromkeys(pair, "none"),
+        quantisation={which: vlm.quantisation for which, vlm in pair.items()},
         norm_slot="post",
         prompt_hash=_prompt_hash(pair.values(), settings),
         vocabulary={
@@ -122,7 +141,7 @@ def describe(folder: ClipFolder, split: str, target: VLM, drafter: VLM, settings
             "target": target.lm_head.out_features,
             "drafter": drafter.lm_head.out_features,
         },
-        head_fingerprint=head_fingerprint(to_numpy(target.lm_head.weight)),
+        head_fingerprint=head_fingerprint(to_numpy(dense_weight(target.lm_head))),
         software=_software(target),
         batch={"clips": settings.batch, "order": "clip, question", "padding": "between prefix and question"},
         inputs=settings.inputs,
@@ -133,6 +152,7 @@ def describe(folder: ClipFolder, split: str, target: VLM, drafter: VLM, settings
         dtype="bfloat16" if target.dtype == torch.bfloat16 else "float32",
         shard_rows=settings.shard_rows,
         clips_fingerprint=folder.fingerprint,
+        states=settings.states,
     )
 
 
@@ -197,10 +217,9 @@ def _prompt_hash(models: Iterable[VLM], settings: Settings) -> str:
     return digest.hexdigest()[:16]
 
 
-def _texts(writer: StoreWriter, target: VLM, drafter: VLM) -> dict[str, list[str]]:
+def _texts(fields: Mapping[str, np.ndarray], target: VLM, drafter: VLM) -> dict[str, list[str]]:
     texts = {}
     for which, vlm in (("target", target), ("drafter", drafter)):
-        ids, lengths = writer.read(f"{which}_ids"), writer.read(f"{which}_len")
-        rows = [row[:length].tolist() for row, length in zip(ids, lengths, strict=True)]
-        texts[which] = vlm.tokenizer.decode_batch(rows)
+        rows = zip(fields[f"{which}_ids"], fields[f"{which}_len"], strict=True)
+        texts[which] = vlm.tokenizer.decode_batch([ids[:length].tolist() for ids, length in rows])
     return texts

@@ -1,5 +1,7 @@
 """What both models of a pair have once they are loaded from a folder: tokenizer, head, facts, fingerprint."""
 
+import hashlib
+import json
 from abc import ABC, abstractmethod
 from functools import cached_property
 from pathlib import Path
@@ -10,7 +12,9 @@ from torch import nn
 from transformers import LlamaModel
 
 from torch_bridge.folders import EOS, model_fingerprint, read_json, read_tokenizer, token_id
+from torch_bridge.footprint import Footprint, footprint
 from torch_bridge.model_source import model_name
+from torch_bridge.quantize import quantised
 
 
 class LoadedModel(ABC):
@@ -51,10 +55,28 @@ class LoadedModel(ABC):
         return self.language_model.norm.weight.dtype
 
     @property
+    def quantisation(self) -> str:
+        """The policy of a quantised model in words, else "none"."""
+        found = quantised(self._model)
+        return "none" if found is None else found.policy
+
+    @property
+    def footprint(self) -> Footprint:
+        """The bytes of the weights, by part."""
+        return footprint(self._model)
+
+    @property
     def fingerprint(self) -> str:
-        """SHA-256 of weights and configuration file: the same under every version of transformers."""
+        """SHA-256 of weights and configuration file: the same under every version of transformers.
+
+        Of a quantised model: of its full weights, the policy and the configuration file; the same on every device.
+        """
         return self._digest
 
     @cached_property
     def _digest(self) -> str:
-        return model_fingerprint(self._model, self.config_dict)
+        found = quantised(self._model)
+        if found is None:
+            return model_fingerprint(self._model, self.config_dict)
+        known = [found.weights, found.policy, self.config_dict]
+        return hashlib.sha256(json.dumps(known, sort_keys=True, default=str).encode()).hexdigest()

@@ -20,7 +20,9 @@ from torch_bridge.folders import (
 )
 from torch_bridge.loaded import LoadedModel
 from torch_bridge.pixels import clip_pixels
+from torch_bridge.quantize import place
 from xmsd_jax.data.clips import Clip
+from xmsd_jax.data.quantisation import Quantisation
 
 VIDEO_FRAMES = 8
 BEFORE_VIDEO, AFTER_VIDEO = "USER: ", "\n{question} ASSISTANT:"
@@ -68,16 +70,25 @@ class Target(LoadedModel):
         return video_tokens(self.model, self.pixels(clip).to(self.device, self.dtype)[None])[0]
 
 
-def load_target(folder: str | Path, *, dtype: str = "float32", device: str = "cpu") -> Target:
-    """Load a `VideoLlavaForConditionalGeneration` folder in float32 or bfloat16.
+def load_target(
+    folder: str | Path, *, dtype: str = "float32", device: str = "cpu", quantisation: Quantisation | None = None
+) -> Target:
+    """Load a `VideoLlavaForConditionalGeneration` folder in float32 or bfloat16; `quantisation` of none by default.
 
     Raises:
         ModelFolderError: a file is missing or damaged, or the weights do not fit config.json.
+        ConfigError: a quantisation that the model's layers do not allow.
     """
     folder = Path(folder)
-    if read_json(folder, "config.json").get("model_type") != "video_llava":
+    config = read_json(folder, "config.json")
+    if config.get("model_type") != "video_llava":
         raise ModelFolderError(
             f"{folder}/config.json: model_type is not video_llava; give a Video-LLaVA folder as target"
+        )
+    if config.get("quantization_config"):
+        raise ModelFolderError(
+            f"{folder}/config.json: has a quantization_config, its weights cannot be cast or quantised anew; give the "
+            "full checkpoint and choose its format by pair.quantisation"
         )
     model, info = _from_pretrained(folder, getattr(torch, dtype))
     faults = {kind: sorted(map(str, names)) for kind, names in info.items() if names}
@@ -85,7 +96,7 @@ def load_target(folder: str | Path, *, dtype: str = "float32", device: str = "cp
         missing, unexpected = (faults.pop(kind, []) for kind in ("missing_keys", "unexpected_keys"))
         rest = [name for names in faults.values() for name in names]
         raise misfit(folder, missing=missing, unexpected=unexpected, shapes=rest)
-    nn.Module.to(model, device)
+    place(model, quantisation or Quantisation(), dtype=getattr(torch, dtype), device=torch.device(device))
     return Target(model, folder)
 
 

@@ -73,6 +73,11 @@ class VLM(Protocol):
         ...
 
     @property
+    def quantisation(self) -> str:
+        """The policy by which the weights are quantised, in words; "none" where they are not."""
+        ...
+
+    @property
     def name(self) -> str:
         """The model's name in tables."""
         ...

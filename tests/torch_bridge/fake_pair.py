@@ -40,6 +40,7 @@ class FakeVLM:
         self.name, self.eos_id, self.real_vocabulary, self.width = name, EOS, min(vocabulary, REAL), WIDTH
         self.fingerprint = f"{name}-{seed}-{dtype}"
         self.config_dict: Mapping[str, Any] = config.to_dict()
+        self.quantisation = "none"
         self.encoded = 0
 
     @property

@@ -174,7 +174,7 @@ def _measure(config: BenchmarkConfig, folder: ClipFolder, training: Store, run: 
     climbed = [
         climb_set(one, pair, config.live.rows, repeats=config.live.repeats, timed=config.live.timed) for one in sets
     ]
-    measured = [row for one in climbed for row in measured_rows(one, pair, _settings(config), config.pair.dtype)]
+    measured = [row for one in climbed for row in measured_rows(one, pair, _settings(config), config.pair.rounding)]
     write_pages(
         run.path,
         climbed,
@@ -221,6 +221,7 @@ def _settings(config: BenchmarkConfig) -> Mapping[str, Any]:
     return {
         "max_new_tokens": config.max_new_tokens,
         "dtype": config.pair.dtype,
+        "quantisation": config.pair.quantisation.describe(),
         "device": config.pair.device,
         "threads": config.pair.threads,
         "repeats": config.live.repeats,

@@ -49,13 +49,14 @@ class LivePair:
         from torch_bridge.drafter import TorchLane
         from torch_bridge.exchange import share
         from torch_bridge.pair import load_pair
+        from torch_bridge.quantize import dense_weight
         from torch_bridge.verifier import SharedVerifier, TorchVerifier
 
         self.target, self.drafter_model = load_pair(**pair_options(config))
         self.verifier, self.shared = TorchVerifier(self.target), SharedVerifier(self.target)
         self.lane = TorchLane(self.drafter_model, max_new_tokens=lengths.max_new_tokens)
         self.lengths, self._text, self._adapters = lengths, text, adapters
-        self._head = TokenHead.of(share(self.target.lm_head.weight.detach().float()), self.target.real_vocabulary)
+        self._head = TokenHead.of(share(dense_weight(self.target.lm_head).float()), self.target.real_vocabulary)
         self._made: dict[tuple[str, int], Drafter] = {}
 
     def share(self, on: bool) -> None:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from xmsd_jax.config import ConfigError
 from xmsd_jax.data.events import EventFrames
+from xmsd_jax.data.quantisation import Quantisation
 
 TINY = "tiny"
 # Configurations, tokenizers and weights: what a model computes depends on these files of its folder.
@@ -22,7 +23,8 @@ class PairConfig:
     device: "cpu", "cuda", "cuda:1"; threads: of torch on the CPU, None for torch's own choice; two threads on two cores
     that others use as well were five times slower than one. event_frames: what the drafter sees of a clip's events.
     vision_tower: folder or hub id of the drafter's CLIP, where the drafter's config.json names none that is there;
-    drafter_adaptor_passes: 2 applies the drafter's feature adaptor twice, as the study did.
+    drafter_adaptor_passes: 2 applies the drafter's feature adaptor twice, as the study did. quantisation: of both
+    models; states, head and caches stay in `dtype`.
     """
 
     target: str = TINY
@@ -33,6 +35,7 @@ class PairConfig:
     event_frames: EventFrames = field(default_factory=EventFrames)
     vision_tower: str | None = None
     drafter_adaptor_passes: Literal[1, 2] = 1
+    quantisation: Quantisation = field(default_factory=Quantisation)
 
     def __post_init__(self) -> None:
         """Raise ConfigError for a device that is neither the CPU nor a numbered GPU, and for no threads."""
@@ -41,6 +44,12 @@ class PairConfig:
         kind, colon, number = self.device.partition(":")
         if not (self.device in ("cpu", "cuda") or (kind == "cuda" and colon and number.isdecimal())):
             raise ConfigError(f"device: must be cpu, cuda or cuda:N, got {self.device!r}")
+
+    @property
+    def rounding(self) -> Literal["float32", "bfloat16"]:
+        """The coarsest dtype that the models compute in: by it a certificate judges what is a tie."""
+        coarse = self.quantisation.format != "none" and self.quantisation.compute == "bfloat16"
+        return "bfloat16" if coarse else self.dtype
 
 
 def pair_options(config: PairConfig) -> dict[str, Any]:
@@ -59,6 +68,7 @@ def pair_options(config: PairConfig) -> dict[str, Any]:
         "device": config.device,
         "threads": config.threads,
         "event_frames": config.event_frames,
+        "quantisation": config.quantisation,
     }
 
 
