@@ -5,7 +5,6 @@ compared before any tensor is read, and each is cast and copied on its own into 
 device.
 """
 
-import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from torch_bridge.folders import ModelFolderError, misfit, read_json
 
 SINGLE = ("model.safetensors", "pytorch_model.bin")
 _INDEX = ".index.json"
+_ZIP = b"PK\x03\x04"
 # By torch's name and by safetensors': whole numbers and 8-bit floats need scales that a plain cast would drop.
 _CAST = (torch.float64, torch.float32, torch.float16, torch.bfloat16, "F64", "F32", "F16", "BF16")
 
@@ -124,14 +124,16 @@ def _stored(shape: Sequence[int], dtype: object) -> Stored:
 def _read_bin(file: Path) -> dict[str, Tensor]:
     """The tensors of a pickled file, mapped where its format allows (all but torch's oldest)."""
     try:
-        found = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
+        with file.open("rb") as stream:
+            mapped = stream.read(len(_ZIP)) == _ZIP
+        found = torch.load(file, map_location="cpu", weights_only=True, mmap=mapped)
     except (OSError, RuntimeError, EOFError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ModelFolderError(f"{file}: cannot be read ({reason}); download it again") from None
     except Exception as error:  # pickle's own error, whose module is imported nowhere here
         raise ModelFolderError(
-            f"{file}: holds more than tensors ({type(error).__name__}), and code from a file is never run; give "
-            "weights as safetensors"
+            f"{file}: holds more than tensors, or is damaged ({type(error).__name__}); code from a file is never run: "
+            "download it again, or give weights as safetensors"
         ) from None
     if not isinstance(found, dict) or not all(isinstance(tensor, Tensor) for tensor in found.values()):
         raise ModelFolderError(f"{file}: must hold named tensors and nothing else; give weights as safetensors")
