@@ -1,5 +1,6 @@
 """Stage `extract`: reuse, continuation, refusals."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,7 @@ def test_each_split_becomes_a_store(config, loaded, tmp_path, capsys):
     assert Store.open(paths["train"]).rows == 6
     assert Store.open(paths["test"]).rows == 3
     assert Store.open(paths["test"]).manifest.inputs["event_frames"]["n"] == 5
+    assert Store.open(paths["test"]).manifest.inputs["drafter_adaptor_passes"] == 1
     figures = extract.summary(Store.open(paths["train"]))
     assert 0 < figures["target_len"] <= 6
     assert 0 <= figures["same_position"] <= 1
@@ -57,8 +59,9 @@ def test_a_second_run_reuses_the_store_without_loading_a_model(config, loaded, t
 def test_hours_of_work_are_replaced_only_when_asked_to(config, loaded, tmp_path):
     path = extract.run(config, tmp_path / "run")["train"]
     other = ExtractConfig(clips=config.clips, questions=(5,), max_new_tokens=6)
-    with pytest.raises(UserError, match=r"other settings.*--fresh"):
-        extract.run(other, tmp_path / "run")
+    for changed in (other, replace(config, pair=PairConfig(drafter_adaptor_passes=2))):
+        with pytest.raises(UserError, match=r"other settings.*--fresh"):
+            extract.run(changed, tmp_path / "run")
     assert Store.open(path).rows == 6
     assert Store.open(extract.run(other, tmp_path / "run", fresh=True)["train"]).rows == 2
 

@@ -102,7 +102,10 @@ def _extract(config: ExtractConfig, folder: ClipFolder, root: Path, run: Run, sp
         max_new_tokens=config.max_new_tokens,
         batch=config.batch,
         shard_rows=config.shard_rows,
-        inputs={"event_frames": dump(config.pair.event_frames)},
+        inputs={
+            "event_frames": dump(config.pair.event_frames),
+            "drafter_adaptor_passes": config.pair.drafter_adaptor_passes,
+        },
     )
     for split in splits:
         start = perf_counter()
