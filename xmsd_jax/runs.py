@@ -10,6 +10,7 @@ import hashlib
 import json
 import math
 import os
+import secrets
 import shutil
 import sys
 import time
@@ -28,6 +29,8 @@ __all__ = [
     "Run",
     "RunFailed",
     "Stage",
+    "claim_text",
+    "part_of",
     "progress",
     "provenance",
     "read_results",
@@ -108,15 +111,39 @@ def read_results(source: str | Path) -> tuple[list[Row], dict[str, Any]]:
 
 def write_text(path: str | Path, text: str) -> None:
     """Write a UTF-8 file so that readers see the old or the new content, never a part."""
+    with _written_beside(Path(path), text) as part:
+        part.replace(path)
+
+
+def claim_text(path: str | Path, text: str) -> None:
+    """Write a UTF-8 file unless it is there: of several processes that call this, one writes it, and whole."""
     path = Path(path)
+    if path.exists():
+        return
+    with _written_beside(path, text) as part:
+        try:
+            os.link(part, path)
+        except FileExistsError:
+            return
+        except OSError:  # a file system without hard links
+            part.replace(path)
+
+
+def part_of(path: Path) -> Path:
+    """Where a file is written before it takes its name: no other process, on another machine either, has that path."""
+    return path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.part")
+
+
+@contextlib.contextmanager
+def _written_beside(path: Path, text: str) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part = part_of(path)
     try:
         with part.open("w", encoding="utf-8") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-        part.replace(path)
+        yield part
     finally:
         part.unlink(missing_ok=True)
 
@@ -164,11 +191,15 @@ class Run:
             file.write(line)
 
     @contextlib.contextmanager
-    def stage(self, name: str, key: str, fresh: bool = False) -> Iterator[Stage]:
+    def stage(self, name: str, key: str, fresh: bool = False, shared: bool = False) -> Iterator[Stage]:
         """A stage in `<run>/<name>`: print its seconds and mark it done, unless the body raises.
 
         The body does its work only `if not stage.reused`. A stage with the same key that was cut off finds its folder
-        as it was, to continue; with another key, or `fresh`, what a former run of the stage left is removed.
+        as it was, to continue; with another key, or `fresh`, what a former run of the stage left is removed. `shared`:
+        other processes work in the same folder, so nothing is removed and the stage is not marked as done here.
+
+        Raises:
+            UserError: shared, and the folder holds the work of another key.
         """
         path = self.path / name
         marker = path / "stage.json"
@@ -178,6 +209,8 @@ class Run:
             print(f"{name}: reused from {path} ({before.get('seconds', 0.0):.1f} s when it was made)", flush=True)
             yield Stage(name=name, path=path, reused=True)
             return
+        if before and not same and shared:
+            raise UserError(f"{path}: other settings began this folder; give another --run-dir")
         if before and not same:  # a folder without a marker is not ours to remove
             aside = path.rename(path.with_name(f".{name}.{os.getpid()}.part"))  # a kill must not leave half of it here
             shutil.rmtree(aside)
@@ -185,6 +218,8 @@ class Run:
         start = time.perf_counter()
         yield Stage(name=name, path=path, reused=False)
         seconds = round(time.perf_counter() - start, 3)
+        if shared:
+            return
         write_text(marker, json.dumps({"key": key, "done": True, "seconds": seconds}))
         self.log(stage=name, seconds=seconds)
         print(f"{name}: {seconds:.1f} s", flush=True)

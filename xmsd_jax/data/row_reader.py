@@ -12,6 +12,7 @@ would kill the process; a fast crc32c for Python would be a further dependency.
 """
 
 import os
+import threading
 from functools import lru_cache, partial
 from pathlib import Path
 
@@ -20,6 +21,7 @@ import tensorstore
 from numpy.typing import NDArray
 
 from xmsd_jax.data import store_layout as layout
+from xmsd_jax.data.float8 import Decoder
 from xmsd_jax.data.manifest import Manifest, StoreError
 
 MOST_OPEN = 128
@@ -44,7 +46,7 @@ class RowReader:
         """Use `Store.reader`."""
         if not layout.FIELDS[field][0]:
             raise ValueError(f"{field} has one number a row and is read whole: use Store.read")
-        self.path, self.row_bytes = path / field, layout.row_bytes(manifest, field)
+        self.path, self.row_bytes = path / field, layout.stored_row_bytes(manifest, field)
         self.shape, self.dtype = layout.row_shape(manifest, field), layout.dtype_of(manifest, field)
         self._store, self._field, self._manifest, self._array = path, field, manifest, array
         self._trusted = np.zeros(manifest.rows, np.bool_)
@@ -111,3 +113,30 @@ class RowReader:
     def _damaged(self, row: int, problem: str) -> StoreError:
         file = layout.shard_file(self._store, self._field, row // self._manifest.shard_rows)
         return StoreError(f"{file}: row {row} of {self._field} cannot be read ({problem}): {layout.REPAIR}")
+
+
+class Float8Reader(RowReader):
+    """Reader of states in float8: codes are read as any row is, and decoded into the dtype that the manifest names."""
+
+    def __init__(
+        self, path: Path, manifest: Manifest, field: str, array: tensorstore.TensorStore, scales: NDArray[np.uint8]
+    ) -> None:
+        """Use `Store.reader`; `scales` are those of all rows, [rows, t]."""
+        super().__init__(path, manifest, field, array)
+        self._scales, self._decoder, self._own = scales, Decoder(scales, self.dtype), threading.local()
+
+    def read_into(self, rows: NDArray[np.integer], lengths: NDArray[np.integer], out: NDArray) -> NDArray[np.intp]:
+        """As `RowReader.read_into`; of every row only so many positions as its length are given."""
+        codes = self._codes(len(rows))
+        fresh = super().read_into(rows, lengths, codes)
+        for place in np.flatnonzero(rows >= 0):
+            part = slice(lengths[place])
+            self._decoder.decode_into(codes[place, part], self._scales[rows[place], part], out[place, part])
+        return fresh
+
+    def _codes(self, rows: int) -> NDArray[np.uint8]:
+        """Memory of this thread: fresh memory would cost more than decoding."""
+        held = getattr(self._own, "codes", None)
+        if held is None or len(held) < rows:
+            held = self._own.codes = np.empty((rows, *self.shape), np.uint8)
+        return held[:rows]

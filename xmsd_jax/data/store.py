@@ -3,15 +3,15 @@
     <root>/target_head.safetensors      the target's head, once for all splits
     <root>/<split>/manifest.json        what was run (xmsd_jax.data.manifest)
     <root>/<split>/names.json           sequences, clips, questions: what the index fields mean
+    <root>/<split>/<field>/             zarr3 arrays, FIELDS below; `<field>_scale` where states are float8
+    <root>/<split>/shards/<n>.json      texts of a shard's answers, and a note of how its rows were put together
     <root>/<split>/texts.json           answers as text; written last, so its presence says "finished"
-    <root>/<split>/<field>/             zarr3 arrays, FIELDS below
 
 Shards of `shard_rows` rows with 1-row inner chunks and crc32c, uncompressed: 64 random rows of [50, 4096] bfloat16 read
 in about 10 ms warm, against 454 ms with inner chunks of 64 rows.
 """
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,104 +19,14 @@ from typing import Any
 import numpy as np
 import tensorstore
 
+from xmsd_jax.data import float8
 from xmsd_jax.data import store_layout as layout
-from xmsd_jax.data.manifest import FILE, Manifest, StoreError, read_manifest, require, write_json
-from xmsd_jax.data.row_reader import RowReader
+from xmsd_jax.data.manifest import CONTINUE, Manifest, StoreError, read_json, read_manifest, require
+from xmsd_jax.data.row_reader import Float8Reader, RowReader
 from xmsd_jax.data.store_layout import FIELDS
+from xmsd_jax.data.store_writer import NAMES, TEXTS, StoreWriter, read_notes
 
-__all__ = ["FIELDS", "Manifest", "Store", "StoreError", "StoreWriter"]
-
-NAMES, TEXTS = "names.json", "texts.json"
-CONTINUE = "run the same `xmsd extract` again, it continues where it stopped"
-Names = Mapping[str, Sequence[str]]
-
-
-class StoreWriter:
-    """Writes a store shard by shard; what it never finished is written again whole, so no row is lost or doubled."""
-
-    def __init__(self, path: Path, manifest: Manifest, arrays: Mapping[str, tensorstore.TensorStore]) -> None:
-        """Use `create_or_resume`."""
-        self.path, self.manifest, self._arrays = path, manifest, arrays
-
-    @classmethod
-    def create_or_resume(cls, path: Path, manifest: Manifest, names: Names) -> "StoreWriter":
-        """Make the store, or continue the one that a run with the same manifest and names began.
-
-        Args:
-            path: the split's folder.
-            manifest: what will be written.
-            names: "sequences", "clips" and "questions": the strings that the index fields point into.
-
-        Raises:
-            StoreError: the folder holds something else, or a store of another run (every differing field is named).
-        """
-        path = Path(path)
-        wanted = {key: list(names[key]) for key in ("sequences", "clips", "questions")}
-        if (path / FILE).exists():
-            other = "use --fresh to replace it, or another --run-dir"
-            require(path, read_manifest(path), manifest.to_json(), other)
-            if (path / NAMES).exists() and read_json(path / NAMES) != wanted:
-                raise StoreError(f"{path}: the clips differ from those the store was begun with: {other}")
-        elif path.exists() and any(not entry.name.endswith(".tmp") for entry in path.iterdir()):
-            raise StoreError(f"{path}: the folder is not empty and holds no store: choose another --run-dir")
-        path.mkdir(parents=True, exist_ok=True)
-        write_json(path / FILE, manifest.to_json())
-        write_json(path / NAMES, wanted)
-        write_json(path / "zarr.json", layout.GROUP)
-        return cls(path, manifest, {field: layout.open_field(path, manifest, field, create=True) for field in FIELDS})
-
-    def pending(self) -> Iterator[range]:
-        """Yield the row ranges, whole shards, that are not written yet."""
-        done = self.read("done")
-        for rows in layout.shards(self.manifest.rows, self.manifest.shard_rows):
-            if not done[rows.start : rows.stop].all():
-                yield rows
-
-    def read(self, field: str) -> np.ndarray:
-        """Return a whole field as it stands; rows that were never written are zeros."""
-        return layout.read(self.path, self._arrays[field], slice(None))
-
-    def write(self, start: int, fields: Mapping[str, np.ndarray]) -> None:
-        """Write one whole shard that begins at row `start`; it counts as written only after all of it is on disk.
-
-        Args:
-            start: the first row of a range that `pending` gave.
-            fields: every field except `done`, with the shard's rows, in the dtype of FIELDS.
-
-        Raises:
-            StoreError: not the start of a shard, or fields missing, unknown, or of another shape or dtype.
-        """
-        shards = layout.shards(self.manifest.rows, self.manifest.shard_rows)
-        rows = next((rows for rows in shards if rows.start == start), None)
-        if rows is None:
-            raise StoreError(
-                f"{self.path}: whole shards are written, starting at multiples of "
-                f"{self.manifest.shard_rows}; received row {start}: write the ranges of pending()"
-            )
-        layout.check_fields(self.path, self.manifest, fields, len(rows))
-        block = slice(rows.start, rows.stop)
-        writes = [
-            self._arrays[name][block].write(array, can_reference_source_data_indefinitely=True)
-            for name, array in fields.items()
-        ]
-        for write in writes:
-            write.result()
-        self._arrays["done"][block].write(np.ones(len(rows), np.uint8)).result()
-
-    def finish(self, texts: Mapping[str, Sequence[str]]) -> None:
-        """Declare the store complete; `texts` holds the answers of "target" and "drafter", one string per row.
-
-        Raises:
-            StoreError: rows are still missing, or the texts are not one per row.
-        """
-        if missing := sum(map(len, self.pending())):
-            raise StoreError(f"{self.path}: {missing} rows are not written yet: write the ranges of pending() first")
-        for which in ("target", "drafter"):
-            if len(texts[which]) != self.manifest.rows:
-                raise StoreError(
-                    f"{self.path}: one text per row, {self.manifest.rows}; received {len(texts[which])} for {which}"
-                )
-        write_json(self.path / TEXTS, {which: list(texts[which]) for which in ("target", "drafter")})
+__all__ = ["FIELDS", "Manifest", "Store", "StoreError", "StoreWriter", "read_json"]
 
 
 class Store:
@@ -166,14 +76,25 @@ class Store:
         """The answers as text, by "target" and "drafter", one per row."""
         return read_json(self.path / TEXTS)
 
+    def notes(self) -> dict[range, dict[str, Any]]:
+        """Return what the writer noted of its shards, by their rows; shards without a note are left out.
+
+        Extraction notes which clips were answered together: in bfloat16 that can move a tie.
+        """
+        return read_notes(self.path, self.manifest)
+
     def read(self, field: str, rows: slice | Sequence[int] | np.ndarray | None = None) -> np.ndarray:
-        """Return a field of all rows, or of the rows asked for, in that order.
+        """Return a field of all rows, or of the rows asked for, in that order; float8 states in the manifest's dtype.
 
         Raises:
             StoreError: no such field, a row outside 0..rows-1, or damaged data (crc32c).
         """
         index = rows if isinstance(rows, slice) else self._checked(rows)
-        return layout.read(self.path, self._array(field), index)
+        found = layout.read(self.path, self._array(field), index)
+        if not self._is_float8(field):
+            return found
+        scales = layout.read(self.path, self._array(field + layout.SCALE), index)
+        return float8.decode(found, scales, layout.dtype_of(self.manifest, field))
 
     def reader(self, field: str) -> RowReader:
         """Return the field's fast reader, always the same one: it remembers which rows it has verified.
@@ -183,7 +104,10 @@ class Store:
             ValueError: a field of one number a row.
         """
         if field not in self._readers:
-            self._readers[field] = RowReader(self.path, self.manifest, field, self._array(field))
+            facts = self.path, self.manifest, field, self._array(field)
+            self._readers[field] = (
+                Float8Reader(*facts, self._whole(field + layout.SCALE)) if self._is_float8(field) else RowReader(*facts)
+            )
         return self._readers[field]
 
     def token_ids(self, which: str, row: int) -> np.ndarray:
@@ -206,7 +130,12 @@ class Store:
             )
         return weight
 
+    def _is_float8(self, field: str) -> bool:
+        return self.manifest.states == "float8" and field in layout.STATES
+
     def _array(self, field: str) -> tensorstore.TensorStore:
+        if field in self.manifest.absent:
+            raise StoreError(f"{self.path}: has no {field}, because what it was converted from had none: extract it")
         if field not in self._arrays:
             self._arrays[field] = layout.open_field(self.path, self.manifest, field)
         return self._arrays[field]
@@ -223,11 +152,3 @@ class Store:
         if index.size and (index.min() < 0 or index.max() >= self.rows):
             raise StoreError(f"{self.path}: rows are 0..{self.rows - 1}; received {index.min()}..{index.max()}")
         return index
-
-
-def read_json(file: Path) -> Any:
-    """Read a JSON file of the store, or raise StoreError."""
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise StoreError(f"{file}: cannot be read ({error}): {CONTINUE}") from None

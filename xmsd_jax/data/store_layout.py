@@ -3,7 +3,7 @@
 import hashlib
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,9 @@ import tensorstore
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
+from xmsd_jax.data.disk import first_line, is_full, write_error
 from xmsd_jax.data.manifest import Manifest, StoreError
+from xmsd_jax.runs import part_of
 
 # Field -> (its axes after the rows, dtype; None = the manifest's).
 FIELDS: Mapping[str, tuple[tuple[str, ...], str | None]] = {
@@ -29,6 +31,9 @@ FIELDS: Mapping[str, tuple[tuple[str, ...], str | None]] = {
     "clip": ((), "int32"),
     "done": ((), "uint8"),
 }
+STATES = tuple(field for field, (_, dtype) in FIELDS.items() if dtype is None)
+SCALE = "_scale"
+"""Added to the name of a field of states: the scales [n, t] of its float8 codes (`xmsd_jax.data.float8`)."""
 GROUP = {"zarr_format": 3, "node_type": "group", "attributes": {}}
 HEAD = "target_head.safetensors"
 CRC_BYTES = 4
@@ -36,20 +41,42 @@ INDEX_ENTRY_BYTES = 16  # offset and length of an inner chunk, uint64 each
 REPAIR = "the store is damaged: delete it and extract again (--fresh)"
 
 
+def fields_of(manifest: Manifest) -> list[str]:
+    """Return the fields that a store has, as its readers know them."""
+    return [field for field in FIELDS if field not in manifest.absent]
+
+
+def arrays_of(manifest: Manifest) -> list[str]:
+    """Return the arrays that a store has on disk: its fields, and the scales of states in float8."""
+    scales = [field + SCALE for field in STATES] if manifest.states == "float8" else []
+    return [*fields_of(manifest), *(scale for scale in scales if scale.removesuffix(SCALE) not in manifest.absent)]
+
+
 def row_shape(manifest: Manifest, field: str) -> tuple[int, ...]:
     """Return the shape of one row of a field."""
     sizes = {"t": manifest.max_new_tokens, "d": manifest.width}
-    return tuple(sizes[axis] for axis in FIELDS[field][0])
+    return tuple(sizes[axis] for axis in _axes(field))
 
 
 def dtype_of(manifest: Manifest, field: str) -> np.dtype:
-    """Return the numpy dtype of a field."""
+    """Return the numpy dtype of a field as it is written and read."""
     return np.dtype(FIELDS[field][1] or manifest.dtype)
 
 
+def stored_dtype(manifest: Manifest, field: str) -> np.dtype:
+    """Return the numpy dtype of an array on disk."""
+    codes = field.removesuffix(SCALE) in STATES and (manifest.states == "float8" or field.endswith(SCALE))
+    return np.dtype(np.uint8) if codes else dtype_of(manifest, field)
+
+
 def row_bytes(manifest: Manifest, field: str) -> int:
-    """Return the size of one row of a field in bytes."""
+    """Return the size of one row of a field in bytes, as it is read."""
     return math.prod(row_shape(manifest, field)) * dtype_of(manifest, field).itemsize
+
+
+def stored_row_bytes(manifest: Manifest, field: str) -> int:
+    """Return the size of one row of an array on disk in bytes."""
+    return math.prod(row_shape(manifest, field)) * stored_dtype(manifest, field).itemsize
 
 
 def shards(rows: int, shard_rows: int) -> list[range]:
@@ -61,11 +88,13 @@ def open_field(path: Path, manifest: Manifest, field: str, *, create: bool = Fal
     """Open one field's array, which must have exactly the metadata that the manifest asks for.
 
     Raises:
-        StoreError: missing, or of another shape, dtype or chunking.
+        StoreError: missing, or of another shape, dtype or chunking; the disk is full.
     """
     try:
         return tensorstore.open(_spec(path, manifest, field), open=True, create=create).result()
     except ValueError as error:
+        if create and is_full(error):
+            raise write_error(path, f"the array {field}", error) from None
         raise StoreError(f"{path / field}: {first_line(error)}: {REPAIR}") from None
 
 
@@ -83,7 +112,7 @@ def read(path: Path, array: tensorstore.TensorStore, index: slice | np.ndarray) 
 
 def check_fields(path: Path, manifest: Manifest, fields: Mapping[str, np.ndarray], rows: int) -> None:
     """Raise StoreError unless `fields` are all fields but `done`, each [rows, ...] in its dtype."""
-    if wrong := sorted(set(fields).symmetric_difference(set(FIELDS) - {"done"})):
+    if wrong := sorted(set(fields).symmetric_difference(set(fields_of(manifest)) - {"done"})):
         raise StoreError(f"{path}: a shard is written with all its fields; missing or unknown: {', '.join(wrong)}")
     for name, array in fields.items():
         shape, dtype = (rows, *row_shape(manifest, name)), dtype_of(manifest, name)
@@ -91,13 +120,14 @@ def check_fields(path: Path, manifest: Manifest, fields: Mapping[str, np.ndarray
             raise StoreError(f"{path}: {name} must be {dtype}{list(shape)}; received {array.dtype}{list(array.shape)}")
 
 
-def check_files(path: Path, manifest: Manifest) -> None:
+def check_files(path: Path, manifest: Manifest, numbers: Iterable[int] | None = None) -> None:
     """Raise StoreError when a shard file is missing or has not the size that its rows give.
 
-    A missing shard would be read as zeros, in silence.
+    A missing shard would be read as zeros, in silence. `numbers`: of the shards that are looked at; all by default.
     """
-    for field in FIELDS:
-        for file, size in _file_sizes(path, manifest, field).items():
+    wanted = range(len(shards(manifest.rows, manifest.shard_rows))) if numbers is None else numbers
+    for number in wanted:
+        for file, size in shard_files(path, manifest, number).items():
             found = file.stat().st_size if file.exists() else None
             if found != size:
                 received = "the file is missing" if found is None else f"{found} bytes"
@@ -105,8 +135,20 @@ def check_files(path: Path, manifest: Manifest) -> None:
 
 
 def shard_file(path: Path, field: str, number: int) -> Path:
-    """Return the file of a field's shard."""
-    return path.joinpath(field, "c", str(number), *["0"] * len(FIELDS[field][0]))
+    """Return the file of an array's shard."""
+    return path.joinpath(field, "c", str(number), *["0"] * len(_axes(field)))
+
+
+def shard_files(path: Path, manifest: Manifest, number: int) -> dict[Path, int]:
+    """Return the files of a shard and their exact sizes, `done` last: uncompressed chunks with a crc, and an index."""
+    rows = shards(manifest.rows, manifest.shard_rows)[number]
+    sizes = {}
+    for field in sorted(arrays_of(manifest), key="done".__eq__):
+        inner = _inner_rows(manifest, field)
+        chunk = inner * stored_row_bytes(manifest, field) + CRC_BYTES
+        index = manifest.shard_rows // inner * INDEX_ENTRY_BYTES + CRC_BYTES
+        sizes[shard_file(path, field, number)] = -(-len(rows) // inner) * chunk + index
+    return sizes
 
 
 def row_offsets(path: Path, manifest: Manifest, field: str, number: int) -> np.ndarray:
@@ -135,16 +177,25 @@ def keep_head(root: Path, weight: np.ndarray) -> None:
     """Write the target's head [v, d] to `root`, whole or not at all; leave it alone if it is there already.
 
     Raises:
-        StoreError: `root` holds the head of another target.
+        StoreError: `root` holds the head of another target; the disk is full.
     """
     if (root / HEAD).exists():
         if head_fingerprint(read_head(root)) != head_fingerprint(weight):
             raise StoreError(f"{root / HEAD}: the head of another target; use --fresh, or another --run-dir")
+        for left in root.glob(f".{HEAD}.*.part"):  # of a writer that was killed, or comes too late
+            left.unlink(missing_ok=True)
         return
     root.mkdir(parents=True, exist_ok=True)
-    partial = root / (HEAD + ".tmp")
-    save_file({"lm_head.weight": np.ascontiguousarray(weight)}, partial)
-    partial.replace(root / HEAD)
+    part = part_of(root / HEAD)  # several processes may write it at once
+    try:
+        save_file({"lm_head.weight": np.ascontiguousarray(weight)}, part)
+        part.replace(root / HEAD)
+    except (OSError, SafetensorError) as error:
+        if isinstance(error, FileNotFoundError) and (root / HEAD).exists():
+            return  # another process was faster, and removed this one's part
+        raise write_error(root, HEAD, error) from None
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def read_head(root: Path) -> np.ndarray:
@@ -157,11 +208,15 @@ def read_head(root: Path) -> np.ndarray:
 
 def _inner_rows(manifest: Manifest, field: str) -> int:
     # One value a row is read as a whole column anyway, and 20 bytes of index and checksum for 4 would be waste.
-    return 1 if FIELDS[field][0] else manifest.shard_rows
+    return 1 if _axes(field) else manifest.shard_rows
+
+
+def _axes(field: str) -> tuple[str, ...]:
+    return ("t",) if field.endswith(SCALE) else FIELDS[field][0]
 
 
 def _spec(path: Path, manifest: Manifest, field: str) -> dict[str, Any]:
-    row, dtype = row_shape(manifest, field), dtype_of(manifest, field)
+    row, dtype = row_shape(manifest, field), stored_dtype(manifest, field)
     codecs = [
         {"name": "bytes", "configuration": {"endian": "little"}} if dtype.itemsize > 1 else {"name": "bytes"},
         {"name": "crc32c"},
@@ -185,19 +240,3 @@ def _spec(path: Path, manifest: Manifest, field: str) -> dict[str, Any]:
             "codecs": [{"name": "sharding_indexed", "configuration": sharding}],
         },
     }
-
-
-def _file_sizes(path: Path, manifest: Manifest, field: str) -> dict[Path, int]:
-    """Return the file of every shard and its exact size: uncompressed chunks, each with its crc, and the index."""
-    inner = _inner_rows(manifest, field)
-    chunk = inner * row_bytes(manifest, field) + CRC_BYTES
-    index = manifest.shard_rows // inner * INDEX_ENTRY_BYTES + CRC_BYTES
-    return {
-        shard_file(path, field, number): -(-len(rows) // inner) * chunk + index
-        for number, rows in enumerate(shards(manifest.rows, manifest.shard_rows))
-    }
-
-
-def first_line(error: ValueError) -> str:
-    """Return what tensorstore says without its trace and specification."""
-    return str(error).splitlines()[0].split(" [tensorstore_spec")[0]
