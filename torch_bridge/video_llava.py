@@ -35,6 +35,14 @@ def video_tokens(model: VideoLlavaForConditionalGeneration, pixels: Tensor) -> T
     return features.reshape(len(pixels), -1, features.shape[-1])
 
 
+def chosen_frames(count: int) -> np.ndarray:
+    """Which of a video's frames are seen, int64[8]: `linspace(0, count - 1, 8)` cut to whole numbers, as in the study.
+
+    transformers' own examples take `arange(0, count, count / 8)`, which never sees the last frames.
+    """
+    return np.linspace(0, count - 1, VIDEO_FRAMES).astype(np.int64)
+
+
 class Target(LoadedModel):
     """A Video-LLaVA in evaluation mode with its tokenizer; states are those of its Llama after the final norm."""
 
@@ -60,9 +68,8 @@ class Target(LoadedModel):
         return with_bos(self.tokenizer, BEFORE_VIDEO), after
 
     def pixels(self, clip: Clip) -> Tensor:
-        """Eight frames, `linspace(0, n-1, 8)`, as float32[8, 3, y, x]."""
-        chosen = np.linspace(0, len(clip.video) - 1, VIDEO_FRAMES).astype(int)
-        return clip_pixels(clip.video[chosen], self._image_size)
+        """The eight chosen frames as float32[8, 3, y, x]."""
+        return clip_pixels(clip.video[chosen_frames(len(clip.video))], self._image_size)
 
     @torch.inference_mode()
     def encode(self, clip: Clip) -> Tensor:

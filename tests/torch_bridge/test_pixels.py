@@ -4,13 +4,64 @@ import numpy as np
 import pytest
 import torch
 
+from tests.torch_bridge.reference_pixels import FILE, IMAGES, SIZES, VIDEOS, grey_levels, images, kept, videos
 from torch_bridge.pixels import CLIP_MEAN, CLIP_STD, clip_pixels
+from torch_bridge.video_llava import chosen_frames
+
+SHOWN = [(name, title) for name in SIZES for title in (VIDEOS if name.endswith("video") else IMAGES)]
 
 
 def denormalised(pixels: torch.Tensor) -> np.ndarray:
     """Back to 0..255 [f, y, x, 3]."""
     mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (CLIP_MEAN, CLIP_STD))
     return ((pixels * std + mean) * 255).permute(0, 2, 3, 1).numpy()
+
+
+@pytest.fixture(scope="module")
+def shown() -> dict[str, np.ndarray]:
+    return {**{title: image[None] for title, image in images().items()}, **videos()}
+
+
+@pytest.fixture(scope="module")
+def reference() -> dict[str, np.ndarray]:
+    with np.load(FILE, allow_pickle=False) as arrays:
+        return dict(arrays)
+
+
+@pytest.mark.parametrize(("name", "title"), SHOWN)
+def test_pixels_are_those_of_the_librarys_processors(shown, reference, name, title):
+    """torchvision's processors: the very grey levels. PIL's: at most one level off, in at most one pixel of 100.
+
+    Normalised values, those of the same grey level, agree to 1e-6.
+    """
+    made = clip_pixels(shown[title], SIZES[name]).numpy()
+    levels, expected = kept(grey_levels(made).round()), reference[f"{name}|{title}|levels"].astype(float)
+    by_pil = name in ("video-llava image", "clip image (PIL)")
+    off = np.abs(levels - expected)
+    assert off.max() <= (1 if by_pil else 0)
+    assert off.mean() <= (0.01 if by_pil else 0)
+    assert expected.std() > 10, "a picture, not a plain"
+
+    row, wanted = made[0, :, SIZES[name] // 3], reference[f"{name}|{title}|row"]
+    same = np.abs(row - wanted) < 0.5 / 255 / max(CLIP_STD)
+    assert same.mean() >= (0.95 if by_pil else 1)  # neighbours in a row round alike
+    np.testing.assert_allclose(row[same], wanted[same], atol=1e-6)
+
+
+def test_every_kept_pixel_of_the_references_is_compared(reference):
+    kinds = {f"{name}|{title}|{kind}" for name, title in SHOWN for kind in ("levels", "row")}
+    assert kinds | {"versions"} == set(reference)
+    assert (len(IMAGES), len(VIDEOS)) == (3, 2)
+    assert {reference[f"video-llava video|{title}|levels"].shape for title in VIDEOS} == {(8, 3, 2 * 32 * 32)}
+
+
+@pytest.mark.parametrize("count", [1, 2, 7, 8, 9, 20, 25, 59, 250])
+def test_eight_frames_are_chosen_by_linspace_cut_to_whole_numbers(count):
+    """As `np.linspace(0, n - 1, 8, dtype=int)`, and by whole arithmetic; the last frame is always seen."""
+    chosen = chosen_frames(count)
+    assert chosen.tolist() == np.linspace(0, count - 1, 8, dtype=int).tolist()
+    assert chosen.tolist() == [i * (count - 1) // 7 for i in range(8)]
+    assert chosen[-1] == count - 1
 
 
 def test_frames_of_the_right_size_are_only_normalised():
