@@ -1,11 +1,11 @@
 """Write reference_pixels.npz: pixels that transformers' own processors make. Run once, in an environment of its own:
 
-    python3.11 -m venv /tmp/processors
-    /tmp/processors/bin/pip install torch==2.13.0 torchvision==0.29.1 transformers==5.23.0 pillow
-    /tmp/processors/bin/python -m tests.torch_bridge.make_reference_pixels       (in the root of the checkout)
+    python3.11 -m venv "$ENV" && "$ENV"/bin/pip install torch==2.13.0 transformers==5.23.0 pillow
+    "$ENV"/bin/pip install --no-deps torchvision==0.29.1
+    "$ENV"/bin/python -m tests.torch_bridge.make_reference_pixels       (in the root of the checkout)
 
-torchvision must not be installed beside the project's CPU build of torch. Resizing needs none of its compiled operators,
-so where they do not load, the names that its import asks for are declared here.
+torchvision must not be installed beside the project's own torch. Resizing needs none of its compiled operators, which
+this pair of versions does not load: the names that its import asks for are declared here.
 """
 
 import importlib.metadata

@@ -1,7 +1,7 @@
 """What the library's processors were shown once, and which of the pixels that they made are kept.
 
-Three images, 640x480, 1440x1080 and 346x260 (the sizes of DSEC's events, its frames and the DAVIS346), and two videos of
-eight frames. All are made from whole numbers or come with the package, so that they are the same everywhere.
+Three images, 640x480, 1440x1080 and 346x260 (the sizes of DSEC's events, its frames and the DAVIS346), and two videos
+of eight frames. All are made from whole numbers or come with the package, so that they are the same everywhere.
 """
 
 from pathlib import Path
