@@ -5,10 +5,11 @@ names the file, the field and the remedy; 130 interrupted. Nothing heavy is impo
 """
 
 import dataclasses
+import errno
 import importlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,8 @@ from xmsd_jax.typed import UserError
 class StageEntry:
     """A stage of the table: `xmsd_jax.pipeline.<name>` has the dataclass `config` and `run(config, run_dir, fresh)`.
 
-    `variant`: (field, module, dataclass): a config that holds this field belongs to that module instead.
+    `variant`: (field, module, dataclass): a config that holds this field belongs to that module instead. `options`:
+    more arguments of `run`, given as --name VALUE, or as --name alone where VALUE is None: name -> (VALUE, meaning).
     """
 
     name: str
@@ -28,6 +30,7 @@ class StageEntry:
     purpose: str
     default: str | None = None
     variant: tuple[str, str, str] | None = None
+    options: dict[str, tuple[str | None, str]] = dataclasses.field(default_factory=dict)
 
 
 STAGES = {
@@ -40,7 +43,16 @@ STAGES = {
             default="demo/small.yaml",
         ),
         StageEntry(name="clips", config="ClipsConfig", purpose="make or convert clips: events, video, questions"),
-        StageEntry(name="extract", config="ExtractConfig", purpose="paired hidden states and ids of both models"),
+        StageEntry(
+            name="extract",
+            config="ExtractConfig",
+            purpose="paired hidden states and ids of both models",
+            options={
+                "shard": ("i/n", "write the i-th of n parts, i = 1..n; n processes may write one --run-dir at once"),
+                "merge-check": (None, "verify that all parts are there, list what is missing, finish the stores"),
+                "merge-from": ("DIR,DIR", "before that, take over the shards of these run folders"),
+            },
+        ),
         StageEntry(name="train", config="TrainConfig", purpose="one adapter on stored states, in JAX"),
         StageEntry(
             name="sweep", config="SweepConfig", purpose="a grid of trainings, many in one compiled program; ranked"
@@ -85,6 +97,7 @@ class Command:
     fresh: bool
     overrides: dict[str, str]
     help: bool
+    own: dict[str, str | bool] = dataclasses.field(default_factory=dict)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -95,6 +108,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _main(arguments)
     except UserError as error:
         return _stop("error", error, 2)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        return _stop("error", f"{error.filename or 'a file'}: the disk is full: make room and run it again", 2)
     except KeyboardInterrupt:
         return _stop("interrupted", "run the same command again to continue", 130)
 
@@ -124,8 +141,11 @@ def read_command(arguments: Sequence[str]) -> Command:
     name, *rest = arguments
     if name not in STAGES:
         raise UserError(f"command line: {name}: no such stage; known: {', '.join(STAGES)}")
-    positional, options, flags = _split(rest)
     stage = STAGES[name]
+    alone = {option for option, (value, _) in stage.options.items() if value is None}
+    positional, options, flags = _split(rest, alone)
+    given: dict[str, str | bool] = {option: options.pop(option) for option in set(stage.options) & set(options)}
+    given |= {option: True for option in alone & flags}
     if len(positional) > 1:
         raise UserError(
             f"command line: {positional[1]}: one CONFIG is taken; options are written --section.field value"
@@ -143,16 +163,17 @@ def read_command(arguments: Sequence[str]) -> Command:
         fresh="fresh" in flags,
         overrides=options,
         help="help" in flags,
+        own={option.replace("-", "_"): value for option, value in given.items()},
     )
 
 
-def _split(arguments: Sequence[str]) -> tuple[list[str], dict[str, str], set[str]]:
+def _split(arguments: Sequence[str], alone: Collection[str] = ()) -> tuple[list[str], dict[str, str], set[str]]:
     """Positional arguments, options with values, and flags."""
     positional, options, flags = [], {}, set()
     rest = iter(arguments)
     for argument in rest:
         name, equals, value = argument.removeprefix("--").partition("=")
-        if argument in ("--fresh", "--help", "-h"):
+        if argument in ("--fresh", "--help", "-h") or (not equals and argument.startswith("--") and name in alone):
             flags.add({"-h": "help"}.get(argument, name))
             continue
         if not argument.startswith("--"):
@@ -178,7 +199,7 @@ def _run(command: Command) -> int:
     config = configs.load(config_class, path, command.overrides)
     run_dir = command.run_dir or default_run_dir(command.stage, path)
     try:
-        module.run(config, run_dir, fresh=command.fresh)
+        module.run(config, run_dir, fresh=command.fresh, **command.own)
     except RunFailed as error:
         return _stop("failed", error, 1)
     return 0
@@ -245,8 +266,11 @@ def _stage_help(stage: StageEntry) -> str:
     if stage.variant is not None:
         variant = "\n".join(describe(stage_module(stage, variant=True)[1]))
         fields += f"\n\nor, in a config with {stage.variant[0]} ({stage.name}/{stage.variant[1]}.yaml):\n{variant}"
+    own = [(f"--{name}" + (f" {value}" if value else ""), told) for name, (value, told) in stage.options.items()]
     usage = f"usage: xmsd {stage.name} {config} [--section.field value ...] [--run-dir DIR] [--fresh]"
-    return f"{usage}\n\n{stage.purpose}\n{fields}"
+    usage += "".join(f" [{option}]" for option, _ in own)
+    options = "".join(f"\n  {option:<22} {told}" for option, told in own)
+    return f"{usage}\n\n{stage.purpose}\n{options and options + chr(10)}{fields}"
 
 
 if __name__ == "__main__":

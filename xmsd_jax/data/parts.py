@@ -75,8 +75,8 @@ def claim(root: Path, part: Part) -> Iterator[None]:
         for other in sorted(folder.iterdir()):
             if not other.name.endswith(f"-of-{part.count}") and _is_held(other):
                 raise UserError(
-                    f"{root}: a process writes part {other.name.replace('-of-', '/')}: all processes must divide the "
-                    f"work into the same number of parts; got --shard {part}"
+                    f"{root}: another process writes part {other.name.replace('-of-', '/')}: wait for it, or divide the "
+                    f"work as it does; part {part} overlaps"
                 )
         yield
 
