@@ -75,8 +75,8 @@ def claim(root: Path, part: Part) -> Iterator[None]:
         for other in sorted(folder.iterdir()):
             if not other.name.endswith(f"-of-{part.count}") and _is_held(other):
                 raise UserError(
-                    f"{root}: another process writes part {other.name.replace('-of-', '/')}: wait for it, or divide the "
-                    f"work as it does; part {part} overlaps"
+                    f"{root}: another process writes part {other.name.replace('-of-', '/')}, which overlaps with part "
+                    f"{part}: wait for it, or divide the work as it does"
                 )
         yield
 
