@@ -1,7 +1,8 @@
 """A strict world for every test: CPU, two virtual devices, no network, floating-point errors raise, no silent skip.
 
-A test may be skipped for one reason only: the folder of shared data is absent. Those are counted in the summary; any
-other skip fails the session, so that a missing dependency cannot pass for a green run.
+A test may be skipped for two reasons only: the folder of shared data is absent, or npm could not fetch the Llama
+vocabulary. Those are counted in the summary; any other skip fails the session, so that a missing dependency cannot pass
+for a green run.
 """
 
 import os
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 
 SHARED_ABSENT = "shared data absent"
+NOT_FETCHED = "Llama vocabulary not fetched by npm"
 ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
     "JAX_NUMPY_DTYPE_PROMOTION": "strict",
@@ -72,11 +74,14 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         pytest.skip(SHARED_ABSENT)
 
 
-def skips(reporter) -> tuple[list, list]:
-    """The skipped reports of a session: for absent shared data, and for anything else."""
+def skips(reporter) -> tuple[dict[str, list], list]:
+    """The skipped reports of a session: by each reason that is allowed, and for anything else."""
     skipped = reporter.stats.get("skipped", []) if reporter else []
-    allowed = [report for report in skipped if SHARED_ABSENT in str(report.longrepr)]
-    return allowed, [report for report in skipped if report not in allowed]
+    allowed = {
+        reason: [report for report in skipped if reason in str(report.longrepr)]
+        for reason in (SHARED_ABSENT, NOT_FETCHED)
+    }
+    return allowed, [report for report in skipped if not any(report in reports for reports in allowed.values())]
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -88,6 +93,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 def pytest_terminal_summary(terminalreporter) -> None:
     allowed, forbidden = skips(terminalreporter)
-    terminalreporter.write_line(f"skipped, {SHARED_ABSENT}: {len(allowed)}")
+    for reason, reports in allowed.items():
+        terminalreporter.write_line(f"skipped, {reason}: {len(reports)}")
     for report in forbidden:
         terminalreporter.write_line(f"ERROR: skipped for another reason, which fails the session: {report.nodeid}")

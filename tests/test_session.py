@@ -52,6 +52,14 @@ def test_absent_shared_data_is_counted_and_allowed(tmp_path, test):
     assert "1 passed, 1 skipped in" in output
 
 
+def test_a_vocabulary_that_npm_cannot_fetch_is_counted_and_allowed(tmp_path):
+    test = "import pytest\nfrom conftest import NOT_FETCHED\ndef test_a():\n    pytest.skip(f'{NOT_FETCHED}: no npm')\n"
+    code, output = session(tmp_path, test)
+    assert code == 0
+    assert "skipped, Llama vocabulary not fetched by npm: 1" in output
+    assert "skipped, shared data absent: 0" in output
+
+
 def test_shared_data_that_is_there_is_used(tmp_path):
     (tmp_path / "there" / "data").mkdir(parents=True)
     test = f"def test_a(needs_shared):\n    assert str(needs_shared) == {str(tmp_path / 'there')!r}\n"
