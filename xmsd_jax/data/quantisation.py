@@ -37,12 +37,12 @@ class Quantisation:
         """Whether the module of that full name stays as it is."""
         return any(names(entry, module) for entry in self.keep)
 
-    def describe(self, modules: Iterable[str] = ()) -> str:
-        """The policy in words, naming the entries of `keep` that are about one of `modules`."""
+    def describe(self, modules: Iterable[str] | None = None) -> str:
+        """The policy in words, with all of `keep`, or those entries that are about one of a model's `modules`."""
         if self.format == "none":
             return "none"
-        modules = list(modules)
-        kept = [entry for entry in self.keep if any(names(entry, module) for module in modules)]
+        known = None if modules is None else list(modules)
+        kept = [entry for entry in self.keep if known is None or any(names(entry, module) for module in known)]
         scales = "double" if self.double else "single"
         return f"{self.format}, {scales}, compute {self.compute}, kept: {', '.join(kept) or 'nothing'}"
 
