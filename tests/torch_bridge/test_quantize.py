@@ -70,7 +70,7 @@ def four_bit(model: nn.Module) -> dict[str, nn.Module]:
 def layer(inside: int = 128, outside: int = 64, **changes) -> nn.Module:
     """One linear layer, seeded, placed in NF4."""
     torch.manual_seed(3)
-    model = nn.Sequential(nn.Linear(inside, outside))
+    model = nn.Sequential(nn.Linear(inside, outside)).eval()
     return place(
         model, Quantisation(**{"format": "nf4", "compute": "float32", **changes}), dtype=torch.float32, device=CPU
     )
@@ -183,12 +183,12 @@ def test_a_policy_that_leaves_nothing_to_quantise_is_refused():
 def test_quantised_weights_are_not_cast_or_quantised_again(tmp_path):
     model = layer()
     for policy in (NF4, Quantisation()):
-        with pytest.raises(ValueError, match="quantised already.*load the model again"):
+        with pytest.raises(ValueError, match=r"quantised already.*load the model again"):
             place(model, policy, dtype=torch.bfloat16, device=CPU)
     folder = Path(shutil.copytree(WEIGHTS / "target", tmp_path / "target"))
     content = json.loads((folder / "config.json").read_text()) | {"quantization_config": {"load_in_4bit": True}}
     (folder / "config.json").write_text(json.dumps(content))
-    with pytest.raises(ModelFolderError, match="quantization_config.*pair.quantisation"):
+    with pytest.raises(ModelFolderError, match=r"quantization_config.*pair.quantisation"):
         load_target(folder)
 
 
@@ -267,7 +267,7 @@ def test_a_name_in_keep_that_is_no_modules_is_refused():
     models = [nn.ModuleDict({"lm_head": nn.Linear(64, 64)}), nn.ModuleDict({"other": nn.Linear(64, 64)})]
     check_kept(NF4, models)
     check_kept(Quantisation(format="nf4", keep=("lm_head", "other")), models)
-    with pytest.raises(ConfigError, match="'layers.99' names no module"):
+    with pytest.raises(ConfigError, match=r"'layers\.99' names no module"):
         check_kept(Quantisation(format="nf4", keep=("lm_head", "layers.99")), models)
 
 
