@@ -14,6 +14,7 @@ from torch import nn
 from transformers.utils import logging as transformers_logging
 
 from torch_bridge.model_source import ModelFolderError
+from torch_bridge.tokenizer_model import llama_tokenizer
 
 BOS, EOS = "<s>", "</s>"
 
@@ -37,16 +38,18 @@ def read_json(folder: Path, name: str) -> dict[str, Any]:
 
 
 def read_tokenizer(folder: Path) -> Tokenizer:
-    """The folder's tokenizer.json.
+    """The folder's tokenizer.json, else its Llama-like tokenizer.model.
 
     Raises:
-        ModelFolderError: it is missing, cannot be read, or does not know <s> and </s>.
+        ModelFolderError: both are missing, or it cannot be read, or does not know <s> and </s>.
     """
-    path = folder / "tokenizer.json"
+    path, slow = folder / "tokenizer.json", folder / "tokenizer.model"
     if not path.is_file():
-        raise ModelFolderError(f"{path}: missing; save the model's fast tokenizer there")
+        if not slow.is_file():
+            raise ModelFolderError(f"{path}: missing, and no tokenizer.model; save the model's fast tokenizer there")
+        path = slow
     try:
-        tokenizer = Tokenizer.from_file(str(path))
+        tokenizer = llama_tokenizer(path) if path == slow else Tokenizer.from_file(str(path))
     except Exception as error:  # `tokenizers` raises nothing narrower
         raise ModelFolderError(f"{path}: no tokenizer ({error}); download it again") from None
     for token in (BOS, EOS):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.llama_vocabulary import NotFetchedError, fetched
+from tests.llama_vocabulary import STUDY_LENGTHS, NotFetchedError, fetched
 from tests.torch_bridge.public_checkpoint import (
     CLIP_CONFIG,
     CLIP_WIDTH,
@@ -16,7 +16,6 @@ from tests.torch_bridge.public_checkpoint import (
 from torch_bridge.eventgpt import load_drafter
 from xmsd_jax.data.questions import QUESTIONS
 
-COUNTS = [59, 61, 56, 61, 66, 61, 58, 59, 56, 66]  # of the study, BOS included
 # a, n blanks, b: the last blank goes into the piece of b, the others are one piece, whose id this is
 RUNS = {2: 29871, 3: 259, 4: 1678, 5: 268, 6: 418, 7: 539, 8: 4706, 9: 308, 10: 3986, 11: 965, 16: 18884, 17: 462}
 ODD_TEXTS = [
@@ -52,7 +51,7 @@ def test_the_package_holds_llamas_vocabulary(llama_vocabulary):
 
 def test_the_ten_prompts_have_the_studys_numbers_of_text_tokens(drafter):
     pieces = [drafter.prompt_pieces(question) for question in QUESTIONS]
-    assert [len(before) + len(after) for before, after in pieces] == COUNTS
+    assert [len(before) + len(after) for before, after in pieces] == STUDY_LENGTHS
     assert all(before[0] == 1 and 1 not in before[1:] and 1 not in after for before, after in pieces)
 
 
