@@ -58,6 +58,8 @@ def written_shards(path: Path, manifest: Manifest) -> list[int]:
     Raises:
         StoreError: a store that cannot be read, or a shard of which some rows only are written.
     """
+    if layout.is_begun_only(path):
+        return []
     done = layout.read(path, layout.open_field(path, manifest, "done"), slice(None))
     found = []
     for number, rows in enumerate(layout.shards(manifest.rows, manifest.shard_rows)):

@@ -54,6 +54,8 @@ class Store:
         manifest = read_manifest(path)
         require(path, manifest, expect or {}, "use the models and settings it was extracted with, or extract again")
         store = cls(path, manifest)
+        if layout.is_begun_only(path):
+            raise StoreError(f"{path}: all {manifest.rows} rows are unfinished, the store was only begun: {CONTINUE}")
         if unfinished := int((store.read("done") == 0).sum()):
             raise StoreError(f"{path}: {unfinished} of {manifest.rows} rows are unfinished: {CONTINUE}")
         layout.check_files(path, manifest)

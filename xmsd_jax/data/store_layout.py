@@ -32,6 +32,7 @@ FIELDS: Mapping[str, tuple[tuple[str, ...], str | None]] = {
     "done": ((), "uint8"),
 }
 STATES = tuple(field for field, (_, dtype) in FIELDS.items() if dtype is None)
+DONE = "done"
 SCALE = "_scale"
 """Added to the name of a field of states: the scales [n, t] of its float8 codes (`xmsd_jax.data.float8`)."""
 GROUP = {"zarr_format": 3, "node_type": "group", "attributes": {}}
@@ -47,9 +48,18 @@ def fields_of(manifest: Manifest) -> list[str]:
 
 
 def arrays_of(manifest: Manifest) -> list[str]:
-    """Return the arrays that a store has on disk: its fields, and the scales of states in float8."""
-    scales = [field + SCALE for field in STATES] if manifest.states == "float8" else []
-    return [*fields_of(manifest), *(scale for scale in scales if scale.removesuffix(SCALE) not in manifest.absent)]
+    """Return the arrays that a store has on disk, `done` last: its fields, and the scales of states in float8.
+
+    They are made in this order, so that a store with `done` has them all.
+    """
+    fields = [field for field in fields_of(manifest) if field != DONE]
+    scales = [field + SCALE for field in fields if field in STATES and manifest.states == "float8"]
+    return [*fields, *scales, DONE]
+
+
+def is_begun_only(path: Path) -> bool:
+    """Whether the process that was making a store's arrays did not get through."""
+    return not (path / DONE / "zarr.json").exists()
 
 
 def row_shape(manifest: Manifest, field: str) -> tuple[int, ...]:
@@ -143,7 +153,7 @@ def shard_files(path: Path, manifest: Manifest, number: int) -> dict[Path, int]:
     """Return the files of a shard and their exact sizes, `done` last: uncompressed chunks with a crc, and an index."""
     rows = shards(manifest.rows, manifest.shard_rows)[number]
     sizes = {}
-    for field in sorted(arrays_of(manifest), key="done".__eq__):
+    for field in arrays_of(manifest):
         inner = _inner_rows(manifest, field)
         chunk = inner * stored_row_bytes(manifest, field) + CRC_BYTES
         index = manifest.shard_rows // inner * INDEX_ENTRY_BYTES + CRC_BYTES
@@ -182,20 +192,25 @@ def keep_head(root: Path, weight: np.ndarray) -> None:
     if (root / HEAD).exists():
         if head_fingerprint(read_head(root)) != head_fingerprint(weight):
             raise StoreError(f"{root / HEAD}: the head of another target; use --fresh, or another --run-dir")
-        for left in root.glob(f".{HEAD}.*.part"):  # of a writer that was killed, or comes too late
-            left.unlink(missing_ok=True)
+        _remove_parts_of_head(root)
         return
     root.mkdir(parents=True, exist_ok=True)
     part = part_of(root / HEAD)  # several processes may write it at once
     try:
         save_file({"lm_head.weight": np.ascontiguousarray(weight)}, part)
         part.replace(root / HEAD)
+        _remove_parts_of_head(root)
     except (OSError, SafetensorError) as error:
         if isinstance(error, FileNotFoundError) and (root / HEAD).exists():
             return  # another process was faster, and removed this one's part
         raise write_error(root, HEAD, error) from None
     finally:
         part.unlink(missing_ok=True)
+
+
+def _remove_parts_of_head(root: Path) -> None:
+    for left in root.glob(f".{HEAD}.*.part"):  # of a writer that was killed, or comes too late
+        left.unlink(missing_ok=True)
 
 
 def read_head(root: Path) -> np.ndarray:
