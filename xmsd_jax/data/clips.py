@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from xmsd_jax.config import UserError
-from xmsd_jax.data.events import Events, checked
+from xmsd_jax.data.events import EventFrames, Events, Rendered, checked
 
 FORMAT = "xmsd-clip-1"
 _ARRAYS = ("x", "y", "p", "t", "video", "frame_times_us")
@@ -36,6 +36,7 @@ class Clip:
     name: unique in its folder; sequence: the drive or place it was cut from (splits and intervals go by it);
     video: uint8[f, y, x, 3] RGB; frame_times_us: int64[f], increasing; facts: ground truth where there is one,
     JSON-able; [start_us, stop_us): the window. The event sensor and the camera may differ in size.
+    rendered: event frames drawn before; a clip of a tree may have them in place of events (which are then none).
     """
 
     name: str
@@ -46,6 +47,21 @@ class Clip:
     start_us: int
     stop_us: int
     facts: Mapping[str, Any] = field(default_factory=dict)
+    rendered: Rendered | None = None
+
+    def event_frames(self, how: EventFrames) -> np.ndarray:
+        """Return uint8[f, y, x, 3]: those drawn before where they are what `how` asks for, else drawn from the events.
+
+        Raises ClipError where other ones are asked for and the events are not kept.
+        """
+        if self.rendered is not None and self.rendered.serves(how):
+            return self.rendered.frames[:1] if how.use == "first" else self.rendered.frames
+        if self.rendered is not None and not len(self.events):
+            raise ClipError(
+                f"{self.name}: keeps event frames made with {self.rendered.how} and no events, asked for {how}; set"
+                " pair.event_frames to what it keeps, or make the clips again with these frames or with their events"
+            )
+        return how.frames(self.events, start_us=self.start_us, stop_us=self.stop_us)
 
     def fingerprint(self) -> str:
         """Return the sha256 of the content: equal for equal clips, whatever file they lie in."""
@@ -53,12 +69,19 @@ class Clip:
         for array in _arrays(self).values():
             digest.update(f"{array.dtype.str}{array.shape}".encode())
             digest.update(np.ascontiguousarray(array).data)
+        if self.rendered is not None:
+            digest.update(f"{self.rendered.how}{self.rendered.frames.shape}".encode())
+            digest.update(np.ascontiguousarray(self.rendered.frames).data)
         return digest.hexdigest()
 
 
 def save_clip(path: str | os.PathLike[str], clip: Clip) -> None:
     """Write the clip; the file appears whole or not at all, and the same clip always gives the same bytes."""
     path = Path(path)
+    if clip.rendered is not None:
+        raise ClipError(
+            f"{path}: a clip file holds events, {clip.name} has event frames drawn before; keep it in its tree"
+        )
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:

@@ -214,3 +214,15 @@ class EventFrames:
         start = int(events.t[0]) if start_us is None else start_us
         stop = int(events.t[-1]) + 1 if stop_us is None else stop_us
         return split_by_time(events, self.n, start_us=start, stop_us=stop)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Rendered:
+    """Event frames drawn before: `frames`, uint8[f, y, x, 3], made as `how` says, which asks for all its parts."""
+
+    how: EventFrames
+    frames: np.ndarray
+
+    def serves(self, how: EventFrames) -> bool:
+        """Whether the frames that `how` asks for are these, or the first of these."""
+        return replace(how, use="all") == replace(self.how, use="all") and (how.use == "first" or self.how.use == "all")

@@ -1,6 +1,7 @@
 """mp4 files through PyAV: every frame as RGB with its time."""
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 import av
@@ -13,7 +14,8 @@ from xmsd_jax.config import UserError
 # A clip is a second or so; this much RGB is half an hour of 96x96, or 43 s of 1440x1080 at 20 fps.
 MAX_BYTES = 4 << 30
 # Near lossless for H.264's 4:2:0: the mean error of noise-free rendered scenes stays below one grey level.
-_CRF = "10"
+_CRF = 10
+_NOTHING: Mapping[str, str] = {}
 
 
 class VideoError(UserError):
@@ -63,8 +65,19 @@ def _decode(container: InputContainer, path: Path, max_bytes: int) -> tuple[list
     return frames, times, stream.frames
 
 
-def write_video(path: str | os.PathLike[str], frames: np.ndarray, fps: int) -> None:
-    """Write uint8[f, y, x, 3] RGB frames as H.264 mp4 (4:2:0, so height and width are even); whole or not at all."""
+def write_video(
+    path: str | os.PathLike[str],
+    frames: np.ndarray,
+    fps: int,
+    *,
+    crf: int = _CRF,
+    options: Mapping[str, str] = _NOTHING,
+) -> None:
+    """Write uint8[f, y, x, 3] RGB frames as H.264 mp4 (4:2:0, so height and width are even); whole or not at all.
+
+    crf: x264's quality, 0 lossless to 51; options: more of x264's. One thread ("threads": "1") gives the same bytes on
+    any number of cores.
+    """
     frames = np.asarray(frames)
     shape = frames.shape
     if frames.dtype != np.uint8 or len(shape) != 4 or shape[3] != 3 or not shape[0] or shape[1] % 2 or shape[2] % 2:
@@ -77,7 +90,7 @@ def write_video(path: str | os.PathLike[str], frames: np.ndarray, fps: int) -> N
     draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with av.open(str(draft), "w", format="mp4") as container:
-            stream = container.add_stream("libx264", rate=fps, options={"crf": _CRF})
+            stream = container.add_stream("libx264", rate=fps, options={"crf": str(crf), **options})
             stream.height, stream.width = shape[1:3]
             stream.pix_fmt = "yuv420p"
             for frame in frames:
