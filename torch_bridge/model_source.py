@@ -35,12 +35,10 @@ def model_source(named: str | Path) -> Path:
 
 
 def _fetched(name: str, revision: str | None) -> Path:
-    from huggingface_hub import snapshot_download  # half a second, and folders do not need it
-
     try:
-        folder = Path(snapshot_download(name, revision=revision, allow_patterns=list(_FETCHED)))
+        folder = _snapshot(name, revision, list(_FETCHED))
         if not any(folder.rglob("*.safetensors")):
-            folder = Path(snapshot_download(name, revision=revision, allow_patterns=[*_FETCHED, _PICKLED]))
+            folder = _snapshot(name, revision, [*_FETCHED, _PICKLED])
     except Exception as error:  # the client's own errors, those of its HTTP library and the system's have no one class
         reason = " ".join(str(error).split())[:200]
         raise ModelFolderError(
@@ -48,6 +46,15 @@ def _fetched(name: str, revision: str | None) -> Path:
             f"the hub ({type(error).__name__}: {reason}); give the folder of a downloaded model, or a right id"
         ) from error
     return folder
+
+
+def _snapshot(name: str, revision: str | None, patterns: list[str]) -> Path:
+    from huggingface_hub import snapshot_download  # half a second, and folders do not need it
+
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
+    except ConnectionError:  # versions before 2 ask the hub about a commit that they hold, even offline
+        return Path(snapshot_download(name, revision=revision, allow_patterns=patterns, local_files_only=True))
 
 
 def model_name(folder: Path) -> str:
