@@ -189,12 +189,16 @@ def test_every_stage_of_the_table_exists_and_describes_its_config(name, capsys):
 
 @pytest.mark.parametrize(
     ("text", "chosen"),
-    [("fit_part: first half\n", "AnswersConfig"), ("store: somewhere\n", "EvaluateConfig")],
+    [
+        ("fit_part: first half\n", "AnswersConfig"),
+        ("trained_on: {}\nevaluate: {store: there}\n", "StoredStatesConfig"),
+        ("store: somewhere\n", "EvaluateConfig"),
+    ],
 )
 def test_a_config_with_the_field_of_a_variant_goes_to_its_stage(monkeypatch, tmp_path, text, chosen):
     calls = []
-    for variant in (False, True):
-        module, config_class = cli.stage_module(cli.STAGES["evaluate"], variant=variant)
+    for given in ((), {"fit_part"}, {"trained_on"}):
+        module, config_class = cli.stage_module(cli.STAGES["evaluate"], given)
         monkeypatch.setattr(module, "run", lambda c, d, fresh, at=config_class: calls.append((type(c), at, d.name)))
     (tmp_path / "judge.yaml").write_text(text)
     assert cli.main(["evaluate", str(tmp_path / "judge.yaml")]) == 0
@@ -212,8 +216,9 @@ def test_help_shows_the_fields_of_a_variant_too(capsys):
     assert cli.main(["evaluate", "--help"]) == 0
     shown = capsys.readouterr().out
     assert "or, in a config with fit_part" in shown
-    for field in dataclasses.fields(cli.stage_module(cli.STAGES["evaluate"], variant=True)[1]):
-        assert f"--{field.name} " in shown
+    for given in ({"fit_part"}, {"trained_on"}):
+        for field in dataclasses.fields(cli.stage_module(cli.STAGES["evaluate"], given)[1]):
+            assert f"--{field.name} " in shown
 
 
 def test_help_of_stages_names_the_fields_of_their_sections(capsys):
@@ -254,8 +259,7 @@ def packaged() -> list[tuple[str, Path]]:
 @pytest.mark.parametrize(("name", "path"), packaged(), ids=lambda value: getattr(value, "stem", value))
 def test_every_packaged_config_loads_and_reloads_equal(name, path):
     stage = cli.STAGES[name]
-    variant = stage.variant is not None and stage.variant[0] in config.fields_of(path)
-    _, config_class = cli.stage_module(stage, variant=variant)
+    _, config_class = cli.stage_module(stage, config.fields_of(path))
     loaded = config.load(config_class, path)
     assert config.load(config_class, config.dump(loaded)) == loaded
 

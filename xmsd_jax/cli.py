@@ -21,7 +21,7 @@ from xmsd_jax.typed import UserError
 class StageEntry:
     """A stage of the table: `xmsd_jax.pipeline.<name>` has the dataclass `config` and `run(config, run_dir, fresh)`.
 
-    `variant`: (field, module, dataclass): a config that holds this field belongs to that module instead. `options`:
+    `variants`: (field, module, dataclass): a config that holds this field belongs to that module instead. `options`:
     more arguments of `run`, given as --name VALUE, or as --name alone where VALUE is None: name -> (VALUE, meaning).
     """
 
@@ -29,7 +29,7 @@ class StageEntry:
     config: str
     purpose: str
     default: str | None = None
-    variant: tuple[str, str, str] | None = None
+    variants: tuple[tuple[str, str, str], ...] = ()
     options: dict[str, tuple[str | None, str]] = dataclasses.field(default_factory=dict)
 
 
@@ -61,7 +61,10 @@ STAGES = {
             name="evaluate",
             config="EvaluateConfig",
             purpose="adapters and control rows on held-out answers: states, tokens, walks",
-            variant=("fit_part", "answers", "AnswersConfig"),
+            variants=(
+                ("fit_part", "answers", "AnswersConfig"),
+                ("trained_on", "stored_states", "StoredStatesConfig"),
+            ),
         ),
         StageEntry(
             name="proxy", config="ProxyConfig", purpose="predicted speed-up over the draft length, from measured parts"
@@ -80,7 +83,7 @@ STAGES = {
             name="benchmark",
             config="BenchmarkConfig",
             purpose="live speculative decoding, wall clock; or the speed of training",
-            variant=("torch_modes", "train_speed", "TrainSpeedConfig"),
+            variants=(("torch_modes", "train_speed", "TrainSpeedConfig"),),
         ),
         StageEntry(name="report", config="ReportConfig", purpose="results and traces -> one HTML page, markdown, CSV"),
     )
@@ -193,9 +196,7 @@ def _run(command: Command) -> int:
     from xmsd_jax.runs import RunFailed
 
     path = configs.find(command.config or "", command.stage.name)
-    module, config_class = stage_module(command.stage)
-    if command.stage.variant is not None and command.stage.variant[0] in configs.fields_of(path):
-        module, config_class = stage_module(command.stage, variant=True)
+    module, config_class = stage_module(command.stage, configs.fields_of(path) if command.stage.variants else ())
     config = configs.load(config_class, path, command.overrides)
     run_dir = command.run_dir or default_run_dir(command.stage, path)
     try:
@@ -205,9 +206,10 @@ def _run(command: Command) -> int:
     return 0
 
 
-def stage_module(stage: StageEntry, *, variant: bool = False) -> tuple[Any, type]:
-    """The module of a stage and its config class, or those of its variant."""
-    _, name, config = stage.variant if variant and stage.variant else ("", stage.name, stage.config)
+def stage_module(stage: StageEntry, given: Collection[str] = ()) -> tuple[Any, type]:
+    """The module of a stage and its config class, or those of the variant whose field a config gives."""
+    own = ("", stage.name, stage.config)
+    _, name, config = next((variant for variant in stage.variants if variant[0] in given), own)
     module = importlib.import_module(f"xmsd_jax.pipeline.{name}")
     return module, getattr(module, config)
 
@@ -263,9 +265,9 @@ def _stage_help(stage: StageEntry) -> str:
 
     config = f"[CONFIG={stage.default}]" if stage.default else "CONFIG"
     fields = "\n".join(describe(stage_module(stage)[1]))
-    if stage.variant is not None:
-        variant = "\n".join(describe(stage_module(stage, variant=True)[1]))
-        fields += f"\n\nor, in a config with {stage.variant[0]} ({stage.name}/{stage.variant[1]}.yaml):\n{variant}"
+    for field, _, _ in stage.variants:
+        variant = "\n".join(describe(stage_module(stage, {field})[1]))
+        fields += f"\n\nor, in a config with {field}:\n{variant}"
     own = [(f"--{name}" + (f" {value}" if value else ""), told) for name, (value, told) in stage.options.items()]
     usage = f"usage: xmsd {stage.name} {config} [--section.field value ...] [--run-dir DIR] [--fresh]"
     usage += "".join(f" [{option}]" for option, _ in own)
