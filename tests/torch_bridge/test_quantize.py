@@ -32,6 +32,7 @@ WEIGHTS = Path(torch_bridge.__file__).parent / "tiny" / "weights"
 NF4 = Quantisation(format="nf4")
 EXACT = Quantisation(format="nf4", compute="float32")
 CPU = torch.device("cpu")
+DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 SKIPPED = ["lm_head", "model.video_tower", "model.image_tower", "model.multi_modal_projector"]
 
 
@@ -45,7 +46,7 @@ def clip():
     return davis_clips()[0]
 
 
-def by_the_library(skipped: list[str]) -> VideoLlavaForConditionalGeneration:
+def by_the_library(skipped: list[str], device: str = "cpu") -> VideoLlavaForConditionalGeneration:
     """The target as transformers quantises it while loading; its layers dequantise as ours do."""
     asked = BitsAndBytesConfig(
         load_in_4bit=True,
@@ -56,7 +57,7 @@ def by_the_library(skipped: list[str]) -> VideoLlavaForConditionalGeneration:
     )
     with quiet_transformers():
         model = VideoLlavaForConditionalGeneration.from_pretrained(
-            WEIGHTS / "target", quantization_config=asked, dtype=torch.bfloat16
+            WEIGHTS / "target", quantization_config=asked, dtype=torch.bfloat16, device_map={"": device}
         )
     for module in four_bit(model).values():
         module.support_avx512bf16_for_cpu = False
@@ -77,25 +78,28 @@ def layer(inside: int = 128, outside: int = 64, **changes) -> nn.Module:
 
 
 def states(model: nn.Module) -> dict[str, bytes]:
-    return {name: t.detach().contiguous().view(torch.uint8).numpy().tobytes() for name, t in model.state_dict().items()}
+    found = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    return {name: tensor.view(torch.uint8).numpy().tobytes() for name, tensor in found.items()}
 
 
 @torch.inference_mode()
-def test_the_target_is_what_transformers_loads_quantised(target, clip):
-    other = by_the_library(SKIPPED)
+@pytest.mark.parametrize("device", DEVICES)
+def test_the_target_is_what_transformers_loads_quantised(clip, device):
+    target = load_target(WEIGHTS / "target", dtype="bfloat16", device=device, quantisation=NF4)
+    other = by_the_library(SKIPPED, device)
     assert set(four_bit(other)) == set(four_bit(target.model))
     assert len(four_bit(other)) == 4 * 7
     assert states(other) == states(target.model)
 
-    ids = torch.from_numpy(prompt_row(target, QUESTIONS[2]))[None]
-    pixels = target.pixels(clip)[None].bfloat16()
+    ids = torch.from_numpy(prompt_row(target, QUESTIONS[2]))[None].to(device)
+    pixels = target.pixels(clip)[None].to(device, torch.bfloat16)
     logits = [m(input_ids=ids, pixel_values_videos=pixels).logits for m in (target.model, other)]
     assert torch.equal(*logits)
+    options = {"attention_mask": torch.ones_like(ids), "do_sample": False, "max_new_tokens": 24, "pad_token_id": 2}
     told = [
-        m.generate(input_ids=ids, attention_mask=torch.ones_like(ids), pixel_values_videos=pixels, do_sample=False,
-                   max_new_tokens=24, pad_token_id=2)[0, ids.shape[1]:].tolist()
+        m.generate(input_ids=ids, pixel_values_videos=pixels, **options)[0, ids.shape[1] :].tolist()
         for m in (target.model, other)
-    ]  # fmt: skip
+    ]
     assert told[0] == told[1]
     assert len(set(told[0])) > 5
 
