@@ -125,6 +125,10 @@ def _main(arguments: list[str]) -> int:
         return 0 if arguments else 2
     if arguments[0] == "adapters":
         return _adapters(arguments[1:])
+    if arguments[0] == "convert":
+        from xmsd_jax.pipeline.convert_command import command as convert
+
+        return convert(*_split(arguments[1:]))
     if arguments[0] == "--version":
         print(f"xmsd {__version__}")
         return 0
@@ -252,6 +256,7 @@ stages:
 
 other:
   adapters   the architectures: parameters, inputs, causal, offset [--width 4096] [--json]
+  convert    the study's .pt chunk folders to stores and back; stores to float8
 
 CONFIG is a YAML file or the name of a packaged one (demo/small.yaml); `xmsd STAGE --help` lists its fields.
 --section.field value   override a field of CONFIG

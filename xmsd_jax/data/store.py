@@ -137,7 +137,9 @@ class Store:
 
     def _array(self, field: str) -> tensorstore.TensorStore:
         if field in self.manifest.absent:
-            raise StoreError(f"{self.path}: has no {field}, because what it was converted from had none: extract it")
+            raise StoreError(
+                f"{self.path}: has no {field}, because what it was converted from had none: extract it anew"
+            )
         if field not in self._arrays:
             self._arrays[field] = layout.open_field(self.path, self.manifest, field)
         return self._arrays[field]
