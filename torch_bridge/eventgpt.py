@@ -127,7 +127,7 @@ class EventGPT(LoadedModel):
 
     def pixels(self, clip: Clip) -> Tensor:
         """The clip's event frames as float32[f, 3, y, x]."""
-        frames = self.event_frames.frames(clip.events, start_us=clip.start_us, stop_us=clip.stop_us)
+        frames = clip.event_frames(self.event_frames)
         return clip_pixels(frames, self._image_size)
 
     @torch.inference_mode()

@@ -46,10 +46,9 @@ def event_columns(seconds: float, count: int, seed: int) -> dict[str, np.ndarray
     stop = FIRST - OFFSET + int(seconds * 1e6) + 100_000
     edges = FIRST - OFFSET + 500_000 * np.arange(int(seconds * 2) + 1)
     t = np.sort(np.concatenate([rng.integers(0, stop, count), *(edges + shift for shift in (-1, 0, 0, 1))]))
-    return {
-        "p": rng.integers(0, 2, len(t)).astype(np.uint8), "t": t.astype(np.uint32),
-        "x": rng.integers(0, 640, len(t)).astype(np.uint16), "y": rng.integers(0, 480, len(t)).astype(np.uint16),
-    }  # fmt: skip
+    x, y = rng.integers(0, 640, len(t)).astype(np.uint16), rng.integers(0, 480, len(t)).astype(np.uint16)
+    x[np.isin(t, edges)], y[np.isin(t, edges)] = 639, 479  # each clip reaches the sensor's corner
+    return {"p": rng.integers(0, 2, len(t)).astype(np.uint8), "t": t.astype(np.uint32), "x": x, "y": y}
 
 
 def write_events(path: Path, columns: dict[str, np.ndarray], *, offset: int = OFFSET, ms_to_idx=None) -> None:

@@ -1,8 +1,10 @@
-"""A folder of clips: one npz each under its split, and `clips.json`, written last, that lists them.
+"""A folder of clips: one npz each under its split, and `clips.json`, written last, that lists them; or a tree.
 
 clips.json            {"format", "about", "clips": [{"name", "sequence", "split", "file", "fingerprint"}]}
 about.json            what an unfinished folder is being made of, so that only the same work goes on in it
 <split>/<name>.npz    see `clips.py`
+
+A tree of files, as the study made them and as `xmsd clips` makes them of DSEC, opens the same way: see `clip_tree.py`.
 """
 
 import hashlib
@@ -10,10 +12,12 @@ import json
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from xmsd_jax.config import ConfigError
+from xmsd_jax.data import clip_tree
 from xmsd_jax.data.clips import Clip, ClipError, load_clip, save_clip
 from xmsd_jax.runs import write_text
 
@@ -25,7 +29,10 @@ _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 
 @dataclass(frozen=True, kw_only=True)
 class ClipEntry:
-    """A clip in a folder: `file` is relative to it, `fingerprint` is `Clip.fingerprint()`."""
+    """A clip in a folder: `file` is relative to it (in a tree its video), `fingerprint` is `Clip.fingerprint()`.
+
+    In a tree the fingerprint is that of the clip's files (`clip_tree.py`).
+    """
 
     name: str
     sequence: str
@@ -36,31 +43,49 @@ class ClipEntry:
 
 @dataclass(frozen=True, kw_only=True)
 class ClipFolder:
-    """A finished folder of clips; `open` reads the list, `load` a clip."""
+    """A finished folder of clips; `open` reads the list, `load` a clip. `tree`: where its files are, by clip's name."""
 
     path: Path
     about: Mapping[str, Any]
     clips: tuple[ClipEntry, ...]
+    tree: Mapping[str, clip_tree.TreeClip] = field(default_factory=dict)
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> "ClipFolder":
-        """Read the folder's list; ClipError if it is missing, unfinished, damaged or of another kind."""
+        """Read the list of a folder or tree; ClipError if it is missing, unfinished, damaged or of another kind."""
         path = Path(path)
+        if (path / clip_tree.INDEX).is_file() and not ((path / "clips.json").exists() or (path / _MARKER).exists()):
+            return cls._of_tree(path, {"made by": "the study"}, clip_tree.study_clips(path))
         try:
             listed = json.loads((path / "clips.json").read_bytes())
+            if listed["format"] == clip_tree.FORMAT:
+                return cls._of_tree(path, dict(listed["about"]), clip_tree.own_clips(listed))
             if listed["format"] != FORMAT:
                 raise ClipError(f"{path}: clips.json has format {listed['format']!r}, this is {FORMAT}; make it again")
             clips = tuple(ClipEntry(**entry) for entry in listed["clips"])
             about = dict(listed["about"])
         except FileNotFoundError as error:
             raise ClipError(f"{path}: no finished clip folder (no clips.json); run `xmsd clips` to the end") from error
-        except (OSError, TypeError, KeyError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        except (OSError, TypeError, KeyError, ConfigError, json.JSONDecodeError, UnicodeDecodeError) as error:
             raise ClipError(f"{path / 'clips.json'}: damaged or foreign ({error!r}); run `xmsd clips` again") from error
         for clip in clips:
             _check_name(clip.split, clip.name)
             if clip.file != f"{clip.split}/{clip.name}.npz":
                 raise ClipError(f"{path / 'clips.json'}: {clip.name} points at {clip.file!r}, outside its split")
         return cls(path=path, about=about, clips=clips)
+
+    @classmethod
+    def _of_tree(cls, path: Path, about: Mapping[str, Any], found: list[clip_tree.TreeClip]) -> "ClipFolder":
+        clips = tuple(
+            ClipEntry(name=c.name, sequence=c.sequence, split=c.split, file=c.video, fingerprint=c.fingerprint)
+            for c in found
+        )
+        for clip in clips:
+            _check_name(clip.split, clip.name)
+        tree = {clip.name: clip for clip in found}
+        if len(tree) < len(clips):
+            raise ClipError(f"{path}: two clips have one name; a sequence and number are given once in a tree's index")
+        return cls(path=path, about=about, clips=clips, tree=tree)
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -80,6 +105,8 @@ class ClipFolder:
 
     def load(self, entry: ClipEntry) -> Clip:
         """Read a clip; ClipError if its file is missing, damaged, or not the clip that is listed."""
+        if entry.name in self.tree:
+            return clip_tree.load_tree_clip(self.path, self.tree[entry.name])
         clip = load_clip(self.path / entry.file)
         if clip.fingerprint() != entry.fingerprint:
             raise ClipError(f"{self.path / entry.file}: is not the clip that clips.json lists; run `xmsd clips` again")

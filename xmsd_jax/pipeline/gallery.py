@@ -50,7 +50,7 @@ def _cards(run_dir: Path, climbed: Climbed, row: str, tokenizer: Any, event_fram
     for at in list(answers)[::step][:CARDS]:
         prompt, trace, reference = measured.prompts[at], answers[at], measured.references[at]
         clip = prompt.clip
-        seen = event_frames.frames(clip.events, start_us=clip.start_us, stop_us=clip.stop_us)
+        seen = clip.event_frames(event_frames)
         middle = clip.video[len(clip.video) // 2], seen[len(seen) // 2]
         pictures = write_pictures(run_dir, clip.name, *middle)
         cards.append(
