@@ -84,7 +84,7 @@ def test_every_pin_is_exact_and_torch_is_left_to_the_makefile():
     assert all(line.count("==") == 1 for line in lines)
     names = {line.split("==")[0] for line in lines}
     assert "torch" not in names
-    wanted = {name_of(item) for item in [*project()["dependencies"], *extras("nf4", "dev")]}
+    wanted = {name_of(item) for item in [*project()["dependencies"], *extras("nf4", "dsec", "dev")]}
     assert wanted - names - {"torch", "pre-commit"} == set()
 
 

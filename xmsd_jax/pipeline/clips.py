@@ -1,4 +1,4 @@
-"""Stage `clips`: scenes of the small world, the shipped recording and files become one folder of clips."""
+"""Stage `clips`: scenes of the small world, the shipped recording and files become one folder of clips; DSEC a tree."""
 
 import hashlib
 from collections.abc import Iterator
@@ -15,6 +15,7 @@ from xmsd_jax.data.event_files import read_events
 from xmsd_jax.data.recording import SEQUENCE, davis_clips
 from xmsd_jax.data.video import read_video
 from xmsd_jax.data.world import WorldConfig, split_sizes, world_clips
+from xmsd_jax.pipeline.dsec_clips import DsecConfig, make_tree
 from xmsd_jax.runs import Run, progress, stage_key
 
 RECORDING_SPLIT = "recording"
@@ -41,16 +42,20 @@ class FileClip:
 
 @dataclass(frozen=True, kw_only=True)
 class ClipsConfig:
-    """What the folder holds: the small world's splits, the recording as split "recording", and files."""
+    """What the folder holds: the small world's splits, the recording as split "recording", and files; or else DSEC."""
 
     world: WorldConfig | None = None
     recording: bool = False
     files: tuple[FileClip, ...] = ()
+    dsec: DsecConfig | None = None
 
     def __post_init__(self) -> None:
-        """Raise ConfigError when nothing is asked for."""
-        if self.world is None and not self.recording and not self.files:
-            raise ConfigError("clips come from somewhere: set at least one of world, recording: true, files")
+        """Raise ConfigError when nothing is asked for, or DSEC beside other things."""
+        others = self.world is not None or self.recording or bool(self.files)
+        if not others and self.dsec is None:
+            raise ConfigError("clips come from somewhere: set at least one of world, recording: true, files, dsec")
+        if others and self.dsec is not None:
+            raise ConfigError("dsec: becomes a tree of its own; put world, recording and files into another config")
 
 
 def run(config: ClipsConfig, run_dir: Path, fresh: bool = False) -> ClipFolder:
@@ -60,6 +65,8 @@ def run(config: ClipsConfig, run_dir: Path, fresh: bool = False) -> ClipFolder:
 
 def make_clips(config: ClipsConfig, run: Run, fresh: bool = False) -> ClipFolder:
     """The stage inside an open run; after a kill, clips already written are kept."""
+    if config.dsec is not None:
+        return make_tree(config.dsec, run, fresh)
     key = stage_key(config, __version__, *_fingerprints(sources(config)))
     with run.stage("clips", key, fresh) as stage:
         if stage.reused:
