@@ -19,6 +19,7 @@ from torch_bridge.folders import (
     with_bos,
 )
 from torch_bridge.loaded import LoadedModel
+from torch_bridge.model_source import model_source
 from torch_bridge.pixels import clip_pixels
 from torch_bridge.quantize import place
 from xmsd_jax.data.clips import Clip
@@ -80,13 +81,15 @@ class Target(LoadedModel):
 def load_target(
     folder: str | Path, *, dtype: str = "float32", device: str = "cpu", quantisation: Quantisation | None = None
 ) -> Target:
-    """Load a `VideoLlavaForConditionalGeneration` folder in float32 or bfloat16; `quantisation` of none by default.
+    """Load a `VideoLlavaForConditionalGeneration` in float32 or bfloat16; `quantisation` of none by default.
+
+    `folder` may be a hub id, see `model_source`. Names of weights may be those of any age of the format.
 
     Raises:
-        ModelFolderError: a file is missing or damaged, or the weights do not fit config.json.
-        ConfigError: a quantisation that the model's layers do not allow.
+        UserError: a file is missing or damaged, the weights do not fit config.json, or a quantisation that its layers
+            do not allow.
     """
-    folder = Path(folder)
+    folder = model_source(folder)
     config = read_json(folder, "config.json")
     if config.get("model_type") != "video_llava":
         raise ModelFolderError(

@@ -20,6 +20,7 @@ from torch_bridge.quantize import dense_weight
 from torch_bridge.tiny.models import PairShape, new_target, save_target
 from torch_bridge.video_llava import load_target, video_tokens
 from xmsd_jax.adapters.token_head import TokenHead
+from xmsd_jax.config import UserError
 from xmsd_jax.data.quantisation import Quantisation
 from xmsd_jax.data.questions import QUESTIONS
 from xmsd_jax.data.recording import davis_clips
@@ -81,6 +82,11 @@ def test_checkpoints_of_every_age_are_the_same_model(target, folder, rename, sho
     clip = davis_clips()[0]
     told = [Batch(model, [clip], QUESTIONS[:2]).answer(12).ids for model in (target, loaded)]
     assert torch.equal(*told)
+
+
+def test_a_name_that_is_neither_a_folder_nor_a_hub_id_is_refused(tmp_path):
+    with pytest.raises(UserError, match="absent: no such folder"):
+        load_target(tmp_path / "absent")
 
 
 def test_a_shard_that_is_missing_is_named(folder):
