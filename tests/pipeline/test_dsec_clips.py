@@ -209,6 +209,38 @@ def test_a_run_that_ends_early_goes_on_and_gives_the_same_tree(after, sound, tmp
     assert f"clips: 9 clips (train 4, test 5){kept}, none skipped" in capsys.readouterr().out
 
 
+def test_a_file_that_came_to_harm_since_is_made_anew(sound, tmp_path, monkeypatch, capsys):
+    root, _ = sound
+    whole = run(of(root), tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        patch.setattr(dsec_clips, "write_lists", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            run(of(root), tmp_path / "cut")
+    clips = tmp_path / "cut" / "clips"
+    (clips / "mp4" / "a" / "000001.mp4").write_bytes(b"")
+    (clips / "event_image" / "c" / "000000_2.png").unlink()
+    assert contents(run(of(root), tmp_path / "cut").path) == contents(whole.path)
+    assert "7 of them already there" in capsys.readouterr().out
+
+
+def interrupt(*_, **__):
+    raise KeyboardInterrupt
+
+
+class Deadly:
+    """A task at which a process dies, as one that is killed for memory does."""
+
+    numbers = range(1)
+
+    def __reduce__(self):
+        return os._exit, (1,)
+
+
+def test_a_process_that_dies_is_told_in_one_line():
+    with pytest.raises(UserError, match=r"workers: a process was killed.* fewer workers, it goes on"):
+        list(dsec_clips._in_processes([Deadly()], 2))
+
+
 def test_kill_9_of_a_parallel_run_leaves_no_process_and_loses_nothing(sound, tmp_path):
     root, _ = sound
     config = tmp_path / "config.yaml"
@@ -218,6 +250,7 @@ def test_kill_9_of_a_parallel_run_leaves_no_process_and_loses_nothing(sound, tmp
     deadline = time.monotonic() + 60
     while process.poll() is None and time.monotonic() < deadline and not any((tmp_path / "cut").rglob("*.jsonl")):
         time.sleep(0.01)
+    os.kill(process.pid, signal.SIGSTOP)  # or it might be done before it is killed
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     os.kill(process.pid, signal.SIGKILL)
     process.wait()

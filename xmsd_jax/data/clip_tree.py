@@ -155,14 +155,19 @@ def load_tree_clip(root: Path, clip: TreeClip) -> Clip:
     )  # fmt: skip
 
 
+def file_digest(path: Path) -> str:
+    """sha256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def _check_digest(path: Path, digest: str) -> None:
     try:
-        with path.open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
+        found = file_digest(path)
     except OSError as error:
-        raise ClipError(f"{path}: cannot be read ({error.strerror}); run `xmsd clips` again") from error
+        raise ClipError(f"{path}: cannot be read ({error.strerror}); run `xmsd clips` again with --fresh") from error
     if found != digest:
-        raise ClipError(f"{path}: is not the file that clips.json lists; run `xmsd clips` again")
+        raise ClipError(f"{path}: is not the file that clips.json lists; run `xmsd clips` again with --fresh")
 
 
 def _rendered(root: Path, clip: TreeClip) -> Rendered:

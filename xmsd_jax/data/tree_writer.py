@@ -1,6 +1,5 @@
 """Writes a tree of clips (see `clip_tree.py`): the files of one clip, and at the end the lists of all."""
 
-import hashlib
 import json
 import os
 import uuid
@@ -13,7 +12,7 @@ import numpy as np
 
 from xmsd_jax import config as configs
 from xmsd_jax.config import ConfigError
-from xmsd_jax.data.clip_tree import FORMAT, INDEX
+from xmsd_jax.data.clip_tree import FORMAT, INDEX, file_digest
 from xmsd_jax.data.events import EventFrames, Events
 from xmsd_jax.data.npy_writer import write_event_npy
 from xmsd_jax.data.pictures import encode_event_frame
@@ -80,7 +79,7 @@ def write_cut(root: Path, cut: Cut, keep: Keep, fps: int) -> dict[str, Any]:
         "name": stem.replace("/", "_"), "sequence": cut.sequence, "split": cut.split, "number": cut.number,
         "start_us": cut.start_us, "stop_us": cut.stop_us, "event_count": len(cut.events),
         "frame_times_us": cut.frame_times_us.tolist(), "video": video, "events": events, "images": images,
-        "files": {file: _sha256(root / file) for file in files},
+        "files": {file: file_digest(root / file) for file in files},
     }  # fmt: skip
 
 
@@ -152,8 +151,3 @@ def _write(path: Path, content: bytes) -> None:
         os.replace(draft, path)
     finally:
         draft.unlink(missing_ok=True)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -32,8 +32,8 @@ class DsecConfig:
     """Which sequences become clips of which split, what is kept of them, and what happens to damaged input.
 
     roots: folders that hold the sequences' folders (`data/dsec.py` says in which layouts); splits: sequences by split;
-    damaged: "stop" at the first damage, or "skip" its clips and list them in skipped.json; workers: processes, null
-    for one a core (each takes up to 1 GB).
+    damaged: "stop" at the first damage, or "skip" its clips and list them in skipped.json (pictures that no clip shows
+    are not looked at); workers: processes, null for one a core (each takes up to 1 GB).
     """
 
     roots: tuple[Path, ...]

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from xmsd_jax.config import UserError
+from xmsd_jax.data.clip_tree import file_digest
 from xmsd_jax.data.dsec import (
     FOREIGN,
     FPS,
@@ -87,7 +88,9 @@ def _kept(task: Task) -> dict[int, dict[str, Any]]:
             record = json.loads(line)
         except ValueError:  # the line at which a run was killed
             continue
-        if all((task.root / file).is_file() for file in record["files"]):
+        # By content: after a power cut a file may be there, and empty.
+        files = {task.root / file: digest for file, digest in record["files"].items()}
+        if all(path.is_file() and file_digest(path) == digest for path, digest in files.items()):
             found[record["number"]] = record
     return found
 
