@@ -52,7 +52,7 @@ class Decoder:
         self._places = np.zeros(256, np.intp)
         self._places[powers] = np.arange(len(powers)) * 256
         numbers = np.arange(256, dtype=np.uint8).view(E4M3).astype(np.float32)
-        with np.errstate(invalid="ignore"):
+        with np.errstate(invalid="ignore", over="ignore"):  # nan; the row of NAN_SCALE
             tables = np.ldexp(numbers, powers[:, None].astype(np.int32) - 127)
         tables[powers == NAN_SCALE] = np.nan
         self._bits = np.dtype(f"u{np.dtype(dtype).itemsize}")
