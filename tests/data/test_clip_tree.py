@@ -8,7 +8,7 @@ import pytest
 
 from xmsd_jax.data.clip_folder import ClipFolder
 from xmsd_jax.data.clips import ClipError, save_clip
-from xmsd_jax.data.events import EventError, EventFrames, Events
+from xmsd_jax.data.events import EventError, EventFrames, Events, serves
 from xmsd_jax.data.npy import read_event_npy
 from xmsd_jax.data.video import VideoError, write_video
 from xmsd_jax.report.png import encode_png
@@ -106,6 +106,29 @@ def test_without_events_the_frames_stand_in_and_say_that_blue_won(tmp_path):
         assert np.array_equal(clip.video, whole.load(one).video)
         with pytest.raises(ClipError, match=r"keeps event frames made with .*blue-wins.* set pair\.event_frames"):
             clip.event_frames(EventFrames())
+    split = frames.splits[0]
+    for folder, how in ((whole, EventFrames()), (whole, blue), (frames, blue), (frames, replace(blue, use="first"))):
+        folder.require_frames(split, how)
+    with pytest.raises(ClipError, match=r"interlaken_00_a_000000 keeps event frames made with .*blue-wins"):
+        frames.require_frames(split, EventFrames())
+    with pytest.raises(ClipError, match="no split 'x'"):
+        frames.require_frames("x", blue)
+
+
+@pytest.mark.parametrize(
+    ("drawn", "asked", "right"),
+    [
+        ({}, {}, True),
+        ({}, {"use": "first"}, True),
+        ({"use": "first"}, {"use": "first"}, True),
+        ({"use": "first"}, {}, False),
+        ({}, {"n": 4}, False),
+        ({}, {"split": "time"}, False),
+        ({}, {"rule": "blue-wins"}, False),
+    ],
+)
+def test_drawn_frames_serve_only_those_who_ask_for_them(drawn, asked, right):
+    assert serves(EventFrames(**drawn), EventFrames(**asked)) is right
 
 
 def test_real_events_of_dsec_read_in_a_tree(needs_shared, tmp_path):

@@ -19,6 +19,7 @@ from typing import Any
 from xmsd_jax.config import ConfigError
 from xmsd_jax.data import clip_tree
 from xmsd_jax.data.clips import Clip, ClipError, load_clip, save_clip
+from xmsd_jax.data.events import EventFrames, serves
 from xmsd_jax.runs import write_text
 
 FORMAT = "xmsd-clips-1"
@@ -102,6 +103,16 @@ class ClipFolder:
         if split not in self.splits:
             raise ClipError(f"{self.path}: no split {split!r}, it has {', '.join(self.splits) or 'none'}")
         return tuple(entry for entry in self.clips if entry.split == split)
+
+    def require_frames(self, split: str, how: EventFrames) -> None:
+        """Raise ClipError where a clip of the split keeps neither events nor the event frames that `how` asks for."""
+        for entry in self.entries(split):
+            clip = self.tree.get(entry.name)
+            if clip is not None and clip.events is None and not serves(clip.how, how):
+                raise ClipError(
+                    f"{self.path}: {entry.name} keeps event frames made with {clip.how} and no events, asked for {how};"
+                    " set pair.event_frames to what it keeps, or make the clips again with their events"
+                )
 
     def load(self, entry: ClipEntry) -> Clip:
         """Read a clip; ClipError if its file is missing, damaged, or not the clip that is listed."""

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from xmsd_jax.config import UserError
-from xmsd_jax.data.events import EventFrames, Events, Rendered, checked
+from xmsd_jax.data.events import EventFrames, Events, Rendered, checked, serves
 
 FORMAT = "xmsd-clip-1"
 _ARRAYS = ("x", "y", "p", "t", "video", "frame_times_us")
@@ -54,7 +54,7 @@ class Clip:
 
         Raises ClipError where other ones are asked for and the events are not kept.
         """
-        if self.rendered is not None and self.rendered.serves(how):
+        if self.rendered is not None and serves(self.rendered.how, how):
             return self.rendered.frames[:1] if how.use == "first" else self.rendered.frames
         if self.rendered is not None and not len(self.events):
             raise ClipError(

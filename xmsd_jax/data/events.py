@@ -218,11 +218,12 @@ class EventFrames:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Rendered:
-    """Event frames drawn before: `frames`, uint8[f, y, x, 3], made as `how` says, which asks for all its parts."""
+    """Event frames drawn before: `frames`, uint8[f, y, x, 3], made as `how` says."""
 
     how: EventFrames
     frames: np.ndarray
 
-    def serves(self, how: EventFrames) -> bool:
-        """Whether the frames that `how` asks for are these, or the first of these."""
-        return replace(how, use="all") == replace(self.how, use="all") and (how.use == "first" or self.how.use == "all")
+
+def serves(drawn: EventFrames, asked: EventFrames) -> bool:
+    """Whether frames drawn as the one says are those that the other asks for, or begin with them."""
+    return replace(asked, use="all") == replace(drawn, use="all") and (asked.use == "first" or drawn.use == "all")

@@ -100,7 +100,7 @@ def extract(
         if stage.reused:
             return paths
         for split in paths:
-            folder.entries(split)  # an unknown split is found before the models are loaded
+            folder.require_frames(split, config.pair.event_frames)  # before the models are loaded; so is a wrong split
         with claim(stage.path, part):
             _extract(config, folder, stage.path, run, tuple(paths), part)
     return paths
