@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 
 E4M3 = np.dtype(ml_dtypes.float8_e4m3fn)
 NAN_CODE, NAN_SCALE = 0x7F, 255
+ZERO_SCALE = 127 - 9
+"""Of a vector of zeros: what the rule for the largest number gives for none."""
 LEAST_SCALE = 10
 """So that the least number above zero, 2 ** (-9 + 10 - 127), is a normal float32."""
 
@@ -76,4 +78,5 @@ def _encode(states: NDArray[np.float32]) -> tuple[NDArray[np.uint8], NDArray[np.
         scaled = np.ldexp(states, 127 - scales.astype(np.int32)[:, None])
         codes = scaled.astype(E4M3).view(np.uint8)
     codes[~finite] = NAN_CODE
+    scales[~(codes & 0x7F).any(1)] = ZERO_SCALE  # too small for the least scale: stored as the zeros that they become
     return codes, scales
