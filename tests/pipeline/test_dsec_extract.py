@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from tests.data.dsec_recordings import write_recording
+from torch_bridge.video_llava import VIDEO_FRAMES
 from xmsd_jax.data.clips import ClipError
 from xmsd_jax.data.events import EventFrames
 from xmsd_jax.data.store import Store
@@ -37,6 +38,10 @@ def states(folder, path, **pair):
     )
     (store,) = extract.run(config, path).values()
     return {name: np.asarray(Store.open(store).read(name)) for name in FIELDS}
+
+
+def test_as_many_pictures_are_kept_as_the_target_looks_at():
+    assert Keep().video_frames == VIDEO_FRAMES
 
 
 def test_what_is_kept_by_default_gives_the_states_that_all_of_it_gives(recording, tmp_path):
