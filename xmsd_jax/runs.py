@@ -190,6 +190,11 @@ class Run:
         with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
             file.write(line)
 
+    def reopen(self, name: str) -> None:
+        """Mark a finished stage as one that was cut off, because its results were found damaged."""
+        marker = self.path / name / "stage.json"
+        write_text(marker, json.dumps({**_read_marker(marker), "done": False}))
+
     @contextlib.contextmanager
     def stage(self, name: str, key: str, fresh: bool = False, shared: bool = False) -> Iterator[Stage]:
         """A stage in `<run>/<name>`: print its seconds and mark it done, unless the body raises.

@@ -84,6 +84,18 @@ def test_what_is_missing_is_listed_with_the_part_that_writes_it(config, tmp_path
     assert splits_of(run_dir) == whole
 
 
+def test_a_finished_store_that_lost_a_shard_is_mended_by_its_part(config, tmp_path, whole):
+    run_dir = tmp_path / "run"
+    for options in ({"shard": "1/2"}, {"shard": "2/2"}, {"merge_check": True}):
+        extract.run(config, run_dir, **options)
+    (run_dir / "store" / "train" / "done" / "c" / "1").unlink()
+    with pytest.raises(UserError, match="1 of 4 shards are missing"):
+        extract.run(config, run_dir, merge_check=True)
+    extract.run(config, run_dir, shard="2/2")
+    extract.run(config, run_dir, merge_check=True)
+    assert splits_of(run_dir) == whole
+
+
 def test_a_plain_run_goes_on_where_a_part_stopped(config, tmp_path, whole):
     extract.run(config, tmp_path / "run", shard="2/3")
     extract.run(config, tmp_path / "run")

@@ -74,6 +74,7 @@ def claim(root: Path, part: Part) -> Iterator[None]:
             raise UserError(f"{root}: another process writes part {part}: wait for it, or give another --shard")
         for other in sorted(folder.iterdir()):
             if not other.name.endswith(f"-of-{part.count}") and _is_held(other):
+                (folder / own).unlink(missing_ok=True)  # a part that was never begun is not one of the division
                 raise UserError(
                     f"{root}: another process writes part {other.name.replace('-of-', '/')}, which overlaps with part "
                     f"{part}: wait for it, or divide the work as it does"

@@ -113,7 +113,12 @@ def _merge_check(config: ExtractConfig, folder: ClipFolder, run: Run, sources: S
             raise UserError(f"{source}: was made with other settings, clips or models than this config: leave it out")
     wanted = Wanted(folder=folder, questions=config.questions, splits=tuple(splits))
     with run.stage(STAGE, key) as stage, claim(stage.path, WHOLE):  # the stage is done when nothing is missing
-        paths = check_and_finish(stage.path, wanted, sources)
+        try:
+            paths = check_and_finish(stage.path, wanted, sources)
+        except UserError:
+            if stage.reused:
+                run.reopen(STAGE)  # so that the parts that are missing are not taken for done
+            raise
         for split, path in paths.items():
             print(_told(split, path, summary(Store.open(path))), flush=True)
     return paths
