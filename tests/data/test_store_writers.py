@@ -7,6 +7,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -240,6 +241,22 @@ def test_a_full_disk_leaves_a_readable_store_that_goes_on(tmp_path, undisturbed,
 def test_errors_of_the_system_are_told_for_what_they_are(tmp_path, error, told):
     with pytest.raises(StoreError, match=told.replace("(", r"\(").replace(")", r"\)")):
         raise write_error(tmp_path / "not" / "there", "rows 0..3", error)
+
+
+def test_too_little_room_is_said_before_the_work_begins(tmp_path, monkeypatch, capsys):
+    StoreWriter.create_or_resume(tmp_path / "s", manifest(), writing.NAMES)
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=1000))
+    writer = StoreWriter.create_or_resume(tmp_path / "s", manifest(), writing.NAMES)
+    assert "are still to be written and 0.0 GB are free" in capsys.readouterr().err
+    monkeypatch.undo()
+    before = writer.bytes_left()
+    extract(tmp_path / "all")
+    files = [file for file in (tmp_path / "all" / "train").rglob("c/**/*") if file.is_file()]
+    written = sum(file.stat().st_size for file in files)
+    assert written <= before < written * 1.2
+    writer.write(0, shard_fields(range(4), manifest()))
+    assert writer.bytes_left() == before * 5 // 6
 
 
 def test_notes_come_back_by_rows_and_a_note_is_there_when_its_rows_are_done(tmp_path):

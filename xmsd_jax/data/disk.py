@@ -31,6 +31,17 @@ def write_error(path: Path, what: str, error: Exception) -> StoreError:
     )
 
 
+def too_little_room(path: Path, needed: int) -> str | None:
+    """A line to say before hours of work when `needed` more bytes will not fit; None when they will."""
+    free = shutil.disk_usage(path).free
+    if needed <= free:
+        return None
+    return (
+        f"{path}: {needed / 1e9:,.1f} GB are still to be written and {free / 1e9:,.1f} GB are free: the run will stop "
+        "when the disk is full, and continue from there when there is room"
+    )
+
+
 def first_line(error: Exception) -> str:
     """Return what tensorstore says without its trace and specification."""
     return str(error).splitlines()[0].split(" [tensorstore_spec")[0] if str(error) else type(error).__name__

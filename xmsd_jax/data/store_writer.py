@@ -1,5 +1,6 @@
 """Writes a store, shard by shard, by one process or by several at once; killed anywhere, it is continued."""
 
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import tensorstore
 
 from xmsd_jax.data import float8
 from xmsd_jax.data import store_layout as layout
-from xmsd_jax.data.disk import write_error
+from xmsd_jax.data.disk import too_little_room, write_error
 from xmsd_jax.data.manifest import FILE, Manifest, StoreError, claim_json, read_json, read_manifest, require, write_json
 from xmsd_jax.data.parts import WHOLE, Part
 
@@ -57,7 +58,10 @@ class StoreWriter:
             opened = {name: layout.open_field(path, manifest, name, create=True) for name in layout.arrays_of(manifest)}
         except OSError as error:
             raise write_error(path, "the store's folder", error) from None
-        return cls(path, manifest, opened)
+        writer = cls(path, manifest, opened)
+        if note := too_little_room(path, writer.bytes_left()):
+            print(f"note: {note}", file=sys.stderr, flush=True)
+        return writer
 
     def pending(self, part: Part = WHOLE) -> Iterator[range]:
         """Yield the row ranges, whole shards, that are not written yet; of one part, where several processes write."""
@@ -65,6 +69,13 @@ class StoreWriter:
         for number, rows in enumerate(layout.shards(self.manifest.rows, self.manifest.shard_rows)):
             if part.has(number) and not done[rows.start : rows.stop].all():
                 yield rows
+
+    def bytes_left(self) -> int:
+        """Return how many bytes the shards that are not written will take."""
+        numbers = [rows.start // self.manifest.shard_rows for rows in self.pending()]
+        sizes = [layout.shard_files(self.path, self.manifest, number) for number in {*numbers[:1], *numbers[-1:]}]
+        each = max((sum(files.values()) for files in sizes), default=0)  # all are of one size, but the last
+        return each * len(numbers)
 
     def read(self, field: str) -> np.ndarray:
         """Return a whole field as it stands, no states; rows that were never written are zeros."""
