@@ -87,7 +87,9 @@ def test_a_conversion_that_was_cut_off_goes_on(tmp_path, monkeypatch):
         convert.run(store, tmp_path / "chunks", Conversion(chunk_rows=5))
     assert saved == ["chunk_000000.pt", "chunk_000005.pt"]
     monkeypatch.undo()
+    (tmp_path / "chunks" / "chunks" / ".chunk_000010.pt.12.ab.part").write_bytes(b"of a killed one")
     convert.run(store, tmp_path / "chunks", Conversion(chunk_rows=5))
+    assert not [*(tmp_path / "chunks").rglob(".*")]
 
     written = []
 
@@ -218,6 +220,21 @@ def test_conversions_into_something_else_are_refused(tmp_path):
     torch.save(torch.zeros(3, 4), tmp_path / "head.pt")
     with pytest.raises(StoreError, match="not the head"):
         convert.run(tmp_path / "chunks", tmp_path / "b" / "train", Conversion(head=tmp_path / "head.pt"))
+
+
+def test_a_chunk_that_finds_no_room_is_told_and_leaves_nothing_half_written(tmp_path, monkeypatch):
+    store = writing.extract(tmp_path / "a")
+
+    def full(content, path):
+        path.write_bytes(b"half")
+        raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 9472 vs 9392\nmore")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(
+        LegacyError, match=r"vl_lm_head.pt: cannot be written .*make room and run the same command again"
+    ):
+        convert.run(store, tmp_path / "chunks", Conversion())
+    assert not [*(tmp_path / "chunks").rglob("*.pt"), *(tmp_path / "chunks").rglob(".*")]
 
 
 def test_a_head_is_a_matrix_or_a_dict_that_holds_one(tmp_path):

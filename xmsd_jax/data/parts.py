@@ -72,7 +72,7 @@ def claim(root: Path, part: Part) -> Iterator[None]:
         own = _file(part)
         if not _lock(held, folder / own):
             raise UserError(f"{root}: another process writes part {part}: wait for it, or give another --shard")
-        for other in sorted(folder.iterdir()):
+        for other in sorted(folder.glob("*-of-*")):
             if not other.name.endswith(f"-of-{part.count}") and _is_held(other):
                 (folder / own).unlink(missing_ok=True)  # a part that was never begun is not one of the division
                 raise UserError(

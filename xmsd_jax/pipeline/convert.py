@@ -86,6 +86,8 @@ def to_chunks(source: Path, into: Path, conversion: Conversion) -> Path:
         "hidden_dim": store.manifest.width,
         "quant": ", ".join(sorted(set(store.manifest.quantisation.values()))),
     }
+    for left in into.rglob(".*.part"):  # of a conversion that was killed
+        left.unlink()
     legacy.write_index(into, files, config, conversion.chunk_rows)
     return into
 
@@ -133,7 +135,8 @@ def _fields(store: Store, block: slice) -> dict[str, Any]:
 
 def _claim(into: Path, content: Mapping[str, Any]) -> None:
     """Begin our chunk folder, or go on in the one of the same store."""
-    if into.exists() and any(into.iterdir()) and not (into / OURS).exists():
+    held = [file for file in into.iterdir() if file.suffix != ".part"] if into.exists() else []
+    if held and not (into / OURS).exists():
         raise UserError(f"{into}: is not empty and no chunk folder of `xmsd convert`: give another folder")
     claim_json(into / OURS, content)
     if read_json(into / OURS) != json.loads(json.dumps(content)):
