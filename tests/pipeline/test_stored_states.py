@@ -34,13 +34,24 @@ def of(rows, name, metric, **settings):
 
 @pytest.mark.parametrize("field", ["drafter_hidden", "target_hidden", "drafter_synced"])
 def test_states_keep_their_direction(measured, field):
-    (mean,), (least,) = (of(measured[1], field, metric) for metric in ("state_cosine", "state_cosine_least"))
+    metrics = ("state_cosine", "state_cosine_least")
+    (mean,), (least,) = (of(measured[1], field, metric, states="float8") for metric in metrics)
     assert 0.9995 < mean.value < 1
     assert 0.999 < least.value < mean.value
-    (error,) = of(measured[1], field, "state_relative_error")
+    (error,) = of(measured[1], field, "state_relative_error", states="float8")
+    (finer,) = of(measured[1], field, "state_relative_error", states="bfloat16")
+    assert 0.001 < finer.value < 0.002
     assert 0.02 < error.value < 0.03  # the spacing of e4m3, an eighth to a sixteenth, evenly used
     (share,) = of(measured[1], field, "bytes_share")
     assert share.value == pytest.approx((64 + 1) / 256)
+
+
+def test_the_head_still_turns_the_targets_states_into_its_tokens(measured):
+    """Of made-up states, which are a token's row of the head and a little noise."""
+    for form in ("float8", "bfloat16"):
+        (share,) = of(measured[1], "target_hidden", "emits_own_token", states=form)
+        assert share.value == 1
+    assert not of(measured[1], "drafter_hidden", "emits_own_token")
 
 
 def test_text_drafters_do_not_move_and_others_hardly(measured):
@@ -93,4 +104,5 @@ def test_the_committed_figures_bound_what_float8_costs_the_small_pair():
     assert {r.settings["trained_on"] for r in held_out} == {"native", "float8"}
     assert max(abs(r.value) for r in held_out) < 0.01
     assert min(r.value for r in rows if r.metric == "state_cosine") > 0.9996
+    assert min(r.value for r in rows if r.metric == "emits_own_token") > 0.99
     assert provenance["git"]["dirty"] is False
