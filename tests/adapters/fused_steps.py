@@ -14,6 +14,7 @@ from xmsd_jax.adapters.files import assign, named_parameters
 from xmsd_jax.adapters.interface import Streams
 from xmsd_jax.adapters.kinds import make
 from xmsd_jax.adapters.noise import Noise
+from xmsd_jax.adapters.stored import Stored
 from xmsd_jax.adapters.token_head import TokenHead
 from xmsd_jax.training import losses
 from xmsd_jax.training.losses import Objective, Truth, counts
@@ -52,15 +53,31 @@ def truth(dtype: Any, rows: int = len(LENGTHS)) -> tuple[Streams, Truth]:
     return Streams(drafter, target), Truth(target, ids, same, following)
 
 
+def left_in_a_split(states: Any) -> Stored:
+    """The same states as rows of a split, backwards and among others that are not numbers."""
+    split = jnp.full((2 * len(states) + 1, *states.shape[1:]), jnp.nan, states.dtype)
+    rows = 2 * jnp.arange(len(states), dtype=jnp.int32)[::-1] + 1
+    return Stored(split.at[rows].set(states), rows)
+
+
 def computed(kind: str, rate: float | None, **more: Any) -> Found:
     """One gradient of a lively adapter of a kind, with or without dropout."""
     return step_of(kind, noisy=rate is not None, **more)(rate or 0.0)
 
 
 def step_of(
-    kind: str, *, noisy: bool = True, dtype: Any = jnp.float32, rows: int = len(LENGTHS), loss: Any = "study"
+    kind: str,
+    *,
+    noisy: bool = True,
+    dtype: Any = jnp.float32,
+    rows: int = len(LENGTHS),
+    loss: Any = "study",
+    stored: bool = False,
 ) -> Callable[[float], Found]:
-    """What computes that gradient at a rate of dropout; one program for all rates."""
+    """What computes that gradient at a rate of dropout; one program for all rates.
+
+    With `stored` the states are left in a split of more answers, where a kind reads them there.
+    """
     adapter, draw = make(kind, WIDTH), np.random.default_rng(3)
     values = {name: lively_value(name, value.shape, draw) for name, value in named_parameters(adapter).items()}
     assign(adapter, values, "test")
@@ -68,6 +85,9 @@ def step_of(
     objective = Objective(name=loss, offset=FACTS[kind].offset)
     head = TokenHead.of(jnp.asarray(draw.standard_normal((48, WIDTH)), dtype), 40)
     given, compared = truth(dtype, rows)
+    if stored:
+        compared = compared._replace(target=left_in_a_split(compared.target))
+        given = Streams(*map(left_in_a_split, given)) if adapter.reads_stored else given
     numbers = jnp.int32(1), jnp.int32(2), jnp.arange(rows, dtype=jnp.int32)
 
     @jax.jit

@@ -10,7 +10,7 @@ import pytest
 from tests.adapters import fused_steps
 from tests.adapters.fused_steps import LENGTH, WIDTH, computed, step_of, truth, use_kernels
 from tests.adapters.small import noise
-from xmsd_jax.adapters import fused_norms
+from xmsd_jax.adapters import fused_gelu, fused_norms
 from xmsd_jax.adapters.attend import attend, attend_plain, is_fused, rows_are_fused
 from xmsd_jax.adapters.blocks import gelu, unit_rows
 from xmsd_jax.adapters.fused_attention import attend_fused
@@ -50,6 +50,15 @@ def test_a_step_by_kernels_is_the_plain_step(kind, rate, monkeypatch):
     assert all(np.abs(slope).max() > 0 for slope in wanted.slopes.values())
     use_kernels(monkeypatch, any_dtype=True)
     assert_near(computed(kind, rate), wanted, 1e-5)
+
+
+@pytest.mark.parametrize("kind", ["L1", "L2", "L3", "B1"])
+def test_states_that_stay_in_the_split_give_the_same_bits(kind, monkeypatch):
+    use_kernels(monkeypatch, any_dtype=True)
+    taken, left = computed(kind, 0.3), computed(kind, 0.3, stored=True)
+    np.testing.assert_array_equal(left.value, taken.value)
+    for name, slope in taken.slopes.items():
+        np.testing.assert_array_equal(left.slopes[name], slope, err_msg=name)
 
 
 @pytest.mark.parametrize("kind", ["L3", "L5F"])
@@ -117,8 +126,8 @@ CASES = {
     "add_unit": (fused_norms.add_unit_fused, add_unit, (X, Y), ()),
     "add_norm": (fused_norms.add_norm_fused, add_norm, (X, Y, BIAS, GAIN, SHIFT), (None,)),
     "add_norm with dropout": (fused_norms.add_norm_fused, add_norm, (X, Y, BIAS, GAIN, SHIFT), (noise(0.3),)),
-    "gelu_drop": (fused_norms.gelu_drop_fused, gelu_drop, (5 * Y, BIAS), (None,)),
-    "gelu_drop with dropout": (fused_norms.gelu_drop_fused, gelu_drop, (Y, BIAS), (noise(0.3),)),
+    "gelu_drop": (fused_gelu.gelu_drop_fused, gelu_drop, (5 * Y, BIAS), (None,)),
+    "gelu_drop with dropout": (fused_gelu.gelu_drop_fused, gelu_drop, (Y, BIAS), (noise(0.3),)),
 }
 
 
@@ -149,7 +158,7 @@ def test_a_mean_far_from_zero_costs_a_norm_less_than_half_precision_does(far):
 def test_the_kernels_drop_the_places_that_drop_drops(monkeypatch):
     monkeypatch.setattr("xmsd_jax.adapters.row_kernels._cores", lambda: 5)
     drawn, far = noise(0.3, seed=8).at(2), jnp.full(WIDTH, 50.0)
-    by_rows = fused_norms.gelu_drop_fused(jnp.zeros_like(X), far, drawn)
+    by_rows = fused_gelu.gelu_drop_fused(jnp.zeros_like(X), far, drawn)
     np.testing.assert_array_equal(by_rows > 0, drop(jnp.ones_like(X), drawn) > 0)
     total, _ = fused_norms.add_norm_fused(jnp.zeros_like(X), jnp.zeros_like(X), far, GAIN, SHIFT, drawn)
     np.testing.assert_array_equal(total, by_rows)

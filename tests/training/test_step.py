@@ -8,6 +8,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 from tests.training import made_up
 from tests.training.built import built
+from xmsd_jax.adapters.stored import Stored, taken
 from xmsd_jax.training.sources import resident
 from xmsd_jax.training.step import PADDING, batches, picked
 
@@ -33,6 +34,19 @@ def test_padding_rows_have_empty_masks_and_states_have_the_dtype_of_the_step(com
     assert batch.same_mask.any(1).tolist() == batch.next_mask.any(1).tolist() == [True, False]
     assert batch.target.dtype == compute
     assert_array_equal(batch.target[0], data.target[3].astype(compute))
+
+
+@pytest.mark.parametrize("compute", [jnp.float32, jnp.bfloat16])
+def test_states_stay_in_the_split_only_where_kernels_read_them_as_they_are(compute, monkeypatch):
+    data = jax.tree.map(lambda x: x.astype(jnp.bfloat16) if x.ndim == 3 else x, resident(made_up.pairs()))
+    rows = jnp.asarray([3, PADDING, 5], jnp.int32)
+    assert not isinstance(picked(data, rows, compute, lend=True).target, Stored)  # a CPU has no kernels
+    monkeypatch.setattr("xmsd_jax.adapters.attend.BACKENDS", ("gpu", "cpu"))
+    lent, own = picked(data, rows, compute, lend=True), picked(data, rows, compute)
+    assert isinstance(lent.target, Stored) == isinstance(lent.drafter, Stored) == (compute == jnp.bfloat16)
+    assert_array_equal(taken(lent.target), own.target)
+    assert_array_equal(taken(lent.drafter), own.drafter)
+    assert_array_equal(lent.same_mask, own.same_mask)
 
 
 def test_a_padded_batch_gives_the_step_of_the_smaller_one():

@@ -47,7 +47,7 @@ class LayerNorm(nnx.LayerNorm):
     def __call__(self, x: Float[Array, "b t d"], table: Float[Array, "t d"] | None = None) -> Float[Array, "b t d"]:
         """`LN(x)`, plus what a table says for each position."""
         shift = self.bias[...] if table is None else self.bias[...] + table.astype(jnp.float32)
-        if x.ndim == 3 and rows_are_fused(x.shape[-1], x.dtype):
+        if len(x.shape) == 3 and rows_are_fused(x.shape[-1], x.dtype):
             from xmsd_jax.adapters.fused_norms import norm_fused
 
             return norm_fused(x, self.scale[...], shift)
@@ -106,7 +106,7 @@ def gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
 def gelu_drop(y: Float[Array, "b t d"], bias: Float[Array, " d"] | None, noise: Noise | None) -> Float[Array, "b t d"]:
     """`drop(GELU(y + bias))`."""
     if y.ndim == 3 and rows_are_fused(y.shape[-1], y.dtype):
-        from xmsd_jax.adapters.fused_norms import gelu_drop_fused
+        from xmsd_jax.adapters.fused_gelu import gelu_drop_fused
 
         return gelu_drop_fused(y, jnp.zeros(y.shape[-1]) if bias is None else bias, noise)
     return drop(gelu(y if bias is None else y + bias.astype(y.dtype)), noise)

@@ -39,6 +39,7 @@ class Bottleneck(Adapter):
     """L1 (one block) and L2 (three blocks), then one LayerNorm: so neither starts as the identity."""
 
     facts = PER_POSITION
+    reads_stored = True
 
     def __init__(self, sizes: Sizes, rngs: nnx.Rngs, *, blocks: int) -> None:
         """Make `blocks` blocks."""
@@ -73,6 +74,7 @@ class WideBottleneck(Adapter):
     """L3: LayerNorm, n wide blocks, LayerNorm. The study's text says n = 2; what it trained has n = 3."""
 
     facts = PER_POSITION
+    reads_stored = True
 
     def __init__(self, sizes: Sizes, rngs: nnx.Rngs, *, blocks: int) -> None:
         """Make `blocks` blocks."""

@@ -17,13 +17,16 @@ from xmsd_jax.adapters.row_kernels import (
     Row,
     Scalar,
     each_row,
+    flat,
     keep_row,
     norm_slope,
     normalised,
+    read,
     row_call,
     row_noise,
     write,
 )
+from xmsd_jax.adapters.stored import States, Stored
 
 F32 = jnp.float32
 _FLOOR = 1e-8  # of each norm, as in xmsd_jax.training.losses
@@ -32,17 +35,17 @@ _FLOOR = 1e-8  # of each norm, as in xmsd_jax.training.losses
 class Compared(NamedTuple):
     """What a prediction [b, t, d] is compared with.
 
-    `target` [b, t, d]; `masks` float32[2, b, t], 1 where (t, t) and (t, t + 1) are pairs; `scales` float32[2]: what
-    the two summed losses count for in the value.
+    `target` [b, t, d], in an array or stored; `masks` float32[2, b, t], 1 where (t, t) and (t, t + 1) are pairs;
+    `scales` float32[2]: what the two summed losses count for in the value.
     """
 
-    target: Array
+    target: States
     masks: Float[Array, "2 b t"]
     scales: Float[Array, "2"]
 
 
 def norm_loss_fused(
-    x: Array,
+    x: States,
     y: Array,
     alpha: Array | None,
     gain: Array,
@@ -54,17 +57,17 @@ def norm_loss_fused(
 ) -> tuple[Scalar, Float[Array, " b"]]:
     """Loss of `LN(x + alpha * drop(y)) * gain + shift` over pairs (t, t): its value, and its sum in each answer.
 
-    Without alpha it is the plain sum `x + y`. Gradients go to x, y, alpha, gain and shift. Only the value may be
-    differentiated.
+    Without alpha it is the plain sum `x + y`. Gradients go to x (unless stored), y, alpha, gain and shift. Only
+    the value may be differentiated.
     """
-    shape, width = x.shape, x.shape[-1]
+    shape = y.shape
     if alpha is None and noise is not None:
         raise ValueError("dropout of a plain sum is not computed here; give alpha")
-    flat = [a.reshape(-1, width) for a in (x, y, compared.target)]
+    rows = [flat(a) for a in (x, y, compared.target)]
     static = (None if noise is None else shape[1], alpha is not None, cosine)
     share = jnp.ones(1) if alpha is None else alpha.reshape(1)
     found: Any = _norm_loss(
-        *flat, share, gain, shift, row_noise(noise), compared.masks[0].reshape(-1), compared.scales, static
+        *rows, share, gain, shift, row_noise(noise), compared.masks[0].reshape(-1), compared.scales, static
     )
     value, each = found
     return value, each.reshape(shape[:2]).sum(1)
@@ -77,19 +80,19 @@ def _norm_loss(x, y, target, alpha, gain, shift, noise, mask, scales, static) ->
 
 def _norm_loss_rule(x, y, target, alpha, gain, shift, noise, mask, scales, static) -> Any:
     scaled = static[1]
-    outputs = [("each", F32), ("sums", F32), ("sums", F32), ("rows", x.dtype)]
-    outputs += [("rows", x.dtype), ("sum", F32)] if scaled else []
-    call = row_call(partial(_norm_loss_kernel, static), x, outputs, name="norm_loss")
+    outputs = [("each", F32), ("sums", F32), ("sums", F32), ("rows", y.dtype)]
+    outputs += [("rows", y.dtype), ("sum", F32)] if scaled else []
+    call = row_call(partial(_norm_loss_kernel, static), y, outputs, name="norm_loss")
     each, gains, shifts, *towards = call(x, y, target, alpha, gain, shift, *noise, mask, scales)
-    return ((each * scales[0]).sum(), each), (gains, shifts, towards)
+    return ((each * scales[0]).sum(), each), (gains, shifts, towards, isinstance(x, Stored))
 
 
 def _norm_loss_back(static, saved, slopes) -> Any:
-    gains, shifts, towards = saved
+    gains, shifts, towards, stored = saved
     outer = slopes[0]  # 1 where the value itself is differentiated, and then XLA drops the products
     x, *others = (a * outer.astype(a.dtype) for a in towards)
     y, alpha = (others[0], others[1].sum().reshape(1)) if others else (x, jnp.zeros((1,), F32))
-    return x, y, None, alpha, gains.sum(0) * outer, shifts.sum(0) * outer, None, None, None
+    return None if stored else x, y, None, alpha, gains.sum(0) * outer, shifts.sum(0) * outer, None, None, None
 
 
 _norm_loss.defvjp(_norm_loss_rule, _norm_loss_back)
@@ -115,7 +118,7 @@ def _norm_loss_kernel(
     *added: Any,
 ) -> None:
     length, scaled, cosine = static
-    width, share, weight = x.shape[1], alpha[0], scales[0]
+    width, share, weight = y.shape[1], alpha[0], scales[0]
 
     def body(row: Array, rows: Any, carry: tuple[Array, ...]) -> tuple[Array, ...]:
         value, dropped, true = rows
@@ -137,7 +140,7 @@ def _norm_loss_kernel(
 
     blank = jnp.zeros(width, F32)
     start = (blank, blank, *([jnp.zeros((), F32)] if scaled else []))
-    found = each_row(count, lambda row: (x[row, :], y[row, :], target[row, :]), body, start)
+    found = each_row(count, lambda row: (read(x, row), y[row, :], read(target, row)), body, start)
     program = pl.program_id(0)
     gains[program, :], shifts[program, :] = found[0], found[1]
     if scaled:
@@ -157,9 +160,9 @@ def blend_loss_fused(
 
     Gradients go to y, bias and alpha; `hidden` are stored states. `cosines`: weights of the cosine in the two losses.
     """
-    shape, width = y.shape, y.shape[-1]
-    flat = [a.reshape(-1, width) for a in (hidden, y, compared.target)]
-    found: Any = _blend_loss(*flat, bias, alpha.reshape(1), compared.masks.reshape(2, -1), compared.scales, cosines)
+    shape = y.shape
+    rows = [flat(a) for a in (hidden, y, compared.target)]
+    found: Any = _blend_loss(*rows, bias, alpha.reshape(1), compared.masks.reshape(2, -1), compared.scales, cosines)
     value, same, following = found
     return value, jnp.stack([each.reshape(shape[:2]).sum(1) for each in (same, following)], -1)
 
@@ -206,7 +209,7 @@ def _blend_loss_kernel(
     share, last = alpha[0], y.shape[0] - 1
 
     def load(row: Array) -> tuple[Array, ...]:
-        return y[row, :], hidden[row, :], target[row, :], target[jnp.minimum(row + 1, last), :]
+        return y[row, :], hidden[row, :], read(target, row), read(target, jnp.minimum(row + 1, last))
 
     def body(row: Array, rows: Any, carry: tuple[Array, Array]) -> tuple[Array, Array]:
         value, start, *true = rows

@@ -84,6 +84,8 @@ class Adapter(nnx.Module, ABC):
     """Predicts target states. Modules hold Params only; dropout comes in with the call."""
 
     facts: ClassVar[Facts]
+    reads_stored: ClassVar[bool] = False
+    """Whether `tail` takes stored states (`xmsd_jax.adapters.stored`), not arrays alone."""
 
     @abstractmethod
     def tail(self, streams: Streams, mask: Bool[Array, "b t"], *, noise: Noise | None = None) -> Any:

@@ -6,6 +6,7 @@ over positions (of scales and shifts) stay in registers and are written once a p
 """
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ from jaxtyping import Array, Float, UInt32
 
 from xmsd_jax.adapters.interface import EPSILON
 from xmsd_jax.adapters.noise import Noise, kept, scale
+from xmsd_jax.adapters.stored import States, Stored
 
 PROGRAMS_A_CORE, WARPS = 2, 8
 Row = Float[Array, " d"]
@@ -38,27 +40,28 @@ def row_noise(noise: Noise | None) -> RowNoise:
 
 
 def row_call(
-    kernel: Callable[..., None], like: Array, outputs: Sequence[tuple[str, Any]], *, name: str, period: int = 1
+    kernel: Callable[..., None], like: States, outputs: Sequence[tuple[str, Any]], *, name: str, period: int = 1
 ) -> Callable[..., list[Array]]:
-    """A call of `kernel(count, inputs..., outputs...)` over the positions of `like` [n, d].
+    """A call of `kernel(count, inputs..., outputs...)` over the positions of `like`, [n, d] or stored states.
 
-    Inputs are whole arrays. Outputs are "rows" [n, d], "each" [n], "sums" [programs, d] or "sum" [programs] of a dtype.
-    A program works on every `programs`-th position; their number is a multiple of `period`.
+    Inputs are whole arrays, or stored states (`read` takes a row of either). Outputs are "rows" [n, d], "each" [n],
+    "sums" [programs, d] or "sum" [programs] of a dtype. A program works on every `programs`-th position; their number
+    is a multiple of `period`.
     """
-    count, width = like.shape
+    count, width = math.prod(like.shape[:-1]), like.shape[-1]
     programs = max(min(PROGRAMS_A_CORE * _cores(), count) // period, 1) * period
     shapes = {"rows": (count, width), "each": (count,), "sums": (programs, width), "sum": (programs,)}
     made = [jax.ShapeDtypeStruct(shapes[which], dtype) for which, dtype in outputs]
 
-    def whole(shape: tuple[int, ...]) -> pl.BlockSpec:
-        return pl.BlockSpec(shape, lambda i: (0,) * len(shape))
+    def whole(x: Any) -> pl.BlockSpec:
+        return pl.BlockSpec(x.shape, lambda i: (0,) * len(x.shape))
 
-    def call(*inputs: Array) -> list[Array]:
+    def call(*inputs: Any) -> list[Array]:
         return pl.pallas_call(
             functools.partial(kernel, count),
             grid=(programs,),
-            in_specs=[whole(x.shape) for x in inputs],
-            out_specs=[whole(x.shape) for x in made],
+            in_specs=jax.tree.map(whole, inputs),
+            out_specs=[whole(x) for x in made],
             out_shape=made,
             compiler_params=plgpu.CompilerParams(num_warps=WARPS, num_stages=1),
             interpret=jax.default_backend() != "gpu",
@@ -92,6 +95,20 @@ def each_row(
     return jax.lax.fori_loop(0, own, turn, (load(program), start))[1]
 
 
+def flat(x: States) -> Any:
+    """Positions one after the other, [n, d]; stored states stay what they are."""
+    return x if isinstance(x, Stored) else x.reshape(-1, x.shape[-1])
+
+
+def read(ref: Any, row: Array) -> Row:
+    """A position of an input."""
+    if not isinstance(ref, Stored):
+        return ref[row, :]
+    length = ref.split.shape[1]
+    answer = row // length
+    return ref.split[ref.rows[answer], row - answer * length, :]
+
+
 def write(ref: Any, row: Array, value: Row) -> Row:
     """Round and store a row; returns it as it was stored, in float32."""
     ref[row, :] = value.astype(ref.dtype)
@@ -120,3 +137,10 @@ def norm_slope(slope: Row, unit: Row, inverse: Scalar) -> Row:
     """The gradient before a normalisation, from the one after it."""
     width = unit.shape[0]
     return inverse * (slope - slope.sum() / width - unit * ((slope * unit).sum() / width))
+
+
+def store_sums(found: tuple[Array, ...], refs: tuple[Any, ...]) -> None:
+    """Write what a program summed up."""
+    program = pl.program_id(0)
+    for value, ref in zip(found, refs, strict=True):
+        ref[program, :] = value

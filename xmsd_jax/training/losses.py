@@ -5,13 +5,14 @@ apart, so that padded rows and batches of different sizes weigh what their posit
 """
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int32
 
 from xmsd_jax.adapters.attend import rows_are_fused
+from xmsd_jax.adapters.stored import taken
 from xmsd_jax.adapters.tails import BlendTail, NormTail, Plain, Tail
 from xmsd_jax.adapters.token_head import TokenHead
 from xmsd_jax.config import ConfigError
@@ -29,9 +30,12 @@ class Sums(NamedTuple):
 
 
 class Truth(NamedTuple):
-    """What a prediction [b, t, d] is compared with; states and ids past the masks may be anything finite."""
+    """What a prediction [b, t, d] is compared with; states and ids past the masks may be anything finite.
 
-    target: Float[Array, "b t d"]
+    Only `Objective.of_tail` takes stored states.
+    """
+
+    target: Any
     target_ids: Int32[Array, "b t"]
     same_mask: Bool[Array, "b t"]
     next_mask: Bool[Array, "b t"]
@@ -95,6 +99,7 @@ class Objective:
         """
         if self.name == "study" and not isinstance(tail, Plain) and rows_are_fused(tail.y.shape[-1], tail.y.dtype):
             return self._fused(tail, truth, total)
+        truth = truth._replace(target=taken(truth.target))
         tops = self.sums(tail.predicted(), truth, head).tops
         return self.value(Sums(tops, total)), tops
 

@@ -15,9 +15,11 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int32
 
+from xmsd_jax.adapters.attend import rows_are_fused
 from xmsd_jax.adapters.interface import Streams
 from xmsd_jax.adapters.noise import Noise
 from xmsd_jax.adapters.rollout import Mode, first_drafts, rollout_everywhere
+from xmsd_jax.adapters.stored import Stored, taken
 from xmsd_jax.adapters.token_head import TokenHead
 from xmsd_jax.training.losses import Objective, Sums, Truth, counts
 from xmsd_jax.training.recipe import Recipe
@@ -65,7 +67,7 @@ def make_steps(skeleton: Skeleton, objective: Objective, recipe: Recipe, mesh: M
         state: TrainState, data: Any, head: TokenHead, order: Any, rate: Float[Array, ""], hyper: Hyper
     ) -> tuple[TrainState, Sums]:
         def body(carry: tuple[TrainState, Params], rows: Any) -> tuple[tuple[TrainState, Params], Sums]:
-            batch = picked(data, rows, compute)
+            batch = picked(data, rows, compute, lend=True)
             state, sums = one(*carry, batch, head, rate, hyper)
             return (state, lowered(state.params, compute)), sums
 
@@ -105,15 +107,16 @@ def one_step(
         axis: over which a batch is cut; None for a whole batch.
     """
     add = (lambda x: jax.lax.psum(x, axis)) if axis else (lambda x: x)
-    first = jax.lax.axis_index(axis) * len(batch.target) if axis else 0
-    slots = first + jnp.arange(len(batch.target), dtype=jnp.int32)
+    size = len(batch.target_ids)
+    slots = (jax.lax.axis_index(axis) * size if axis else 0) + jnp.arange(size, dtype=jnp.int32)
     noise = Noise.of(hyper.dropout, hyper.seed, state.step, slots) if dropout else None
     objective = _weighted(objective, hyper)
     total = add(counts(_truth(batch)).sum(0))
 
     def loss(low: Params) -> tuple[Float[Array, ""], Array]:
-        streams = Streams(batch.drafter, batch.target)
-        tail = skeleton.adapter(low).tail(streams, batch.same_mask, noise=noise)
+        adapter, streams = skeleton.adapter(low), Streams(batch.drafter, batch.target)
+        streams = streams if adapter.reads_stored else Streams(*map(taken, streams))
+        tail = adapter.tail(streams, batch.same_mask, noise=noise)
         return objective.of_tail(tail, _truth(batch), head, total)
 
     gradient, tops = jax.grad(loss, has_aux=True)(low)
@@ -174,13 +177,25 @@ def batches(rows: np.ndarray, size: int, *, multiple: int = 1) -> np.ndarray:
     return filled.reshape(-1, size)
 
 
-def picked(data: Resident | None, rows: Any, compute: Any) -> Resident:
-    """A batch in the dtype `compute`: rows of the split, or what came; rows that are PADDING have empty masks."""
-    batch = rows
-    if data is not None:
-        real = (rows != PADDING)[:, None]
-        batch = jax.tree.map(lambda x: x[jnp.maximum(rows, 0)], data)
-        batch = batch._replace(same_mask=batch.same_mask & real, next_mask=batch.next_mask & real)
+def picked(data: Resident | None, rows: Any, compute: Any, *, lend: bool = False) -> Resident:
+    """A batch in the dtype `compute`: rows of the split, or what came; rows that are PADDING have empty masks.
+
+    With `lend`, states that row kernels can read in the split stay there (`Stored`).
+    """
+    if data is None:
+        return _computed(rows, compute)
+    real, places = (rows != PADDING)[:, None], jnp.maximum(rows, 0)
+    lends = lend and rows_are_fused(data.target.shape[-1], data.target.dtype) and data.target.dtype == compute
+    states = {name: getattr(data, name) for name in ("drafter", "target")}
+    facts = data._replace(drafter=None, target=None)
+    facts = jax.tree.map(lambda x: x[places], facts)
+    facts = facts._replace(same_mask=facts.same_mask & real, next_mask=facts.next_mask & real)
+    lent = {name: None if x is None else Stored(x, places) for name, x in states.items()}
+    batch = facts._replace(**lent)
+    return batch if lends else _computed(batch._replace(**{name: taken(x) for name, x in lent.items()}), compute)
+
+
+def _computed(batch: Resident, compute: Any) -> Resident:
     drafter = None if batch.drafter is None else batch.drafter.astype(compute)
     return batch._replace(drafter=drafter, target=batch.target.astype(compute))
 

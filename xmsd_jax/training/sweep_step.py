@@ -35,7 +35,7 @@ def make_member_steps(
     ) -> Any:
         def body(carry: Any, rows: Any) -> tuple[Any, Sums]:
             state, params, alive = carry
-            after, sums = together(state, params, picked(data, rows, compute), head, rate, hyper)
+            after, sums = together(state, params, picked(data, rows, compute, lend=True), head, rate, hyper)
             alive = alive & jnp.isfinite(sums.tops).all(-1)
             state = jax.tree.map(lambda new, old: jnp.where(_wide(alive, new), new, old), after, state)
             return (state, low(state.params), alive), sums
