@@ -182,17 +182,18 @@ def _unfilled(config: dict[str, Any], folder: Path, tower: Path, adaptor_passes:
     try:
         with torch.device("meta"):
             model = EventGPTForCausalLM(llama, vision, adaptor=adaptor, adaptor_passes=adaptor_passes)
-        compute_buffers(model)
+        compute_buffers(model, llama)
     except (ValueError, TypeError, ArithmeticError) as error:
         raise no_model(folder, error) from error
     return model
 
 
-def compute_buffers(model: EventGPTForCausalLM) -> None:
+def compute_buffers(model: nn.Module, llama: LlamaConfig) -> None:
     """Compute what no checkpoint holds, after a construction on the meta device: rotary frequencies, position ids."""
-    model.model.rotary_emb = LlamaRotaryEmbedding(model.config)
-    for module in model.modules():
-        if isinstance(module, CLIPVisionEmbeddings):
+    for name, module in list(model.named_modules()):
+        if isinstance(module, LlamaRotaryEmbedding):
+            model.set_submodule(name, LlamaRotaryEmbedding(llama))
+        elif isinstance(module, CLIPVisionEmbeddings):
             module.register_buffer("position_ids", torch.arange(module.num_positions)[None], persistent=False)
     left = [name for name, buffer in model.named_buffers() if buffer.is_meta]
     if left:

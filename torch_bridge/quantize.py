@@ -38,10 +38,13 @@ class Quantised:
     weights: str
 
 
-def place(model: nn.Module, policy: Quantisation, *, dtype: torch.dtype, device: torch.device) -> nn.Module:
+def place(
+    model: nn.Module, policy: Quantisation, *, dtype: torch.dtype, device: torch.device, weights: str | None = None
+) -> nn.Module:
     """Bring a loaded model to `device`: its parameters in `dtype`, or in 4 bits where `policy` says so.
 
     Buffers keep their dtype (tables of rotary embeddings are float32). The model itself is changed and returned.
+    `weights` identifies the full weights where the caller knows what does; else they are hashed.
 
     Raises:
         ConfigError: a layer to quantise has a side that is no multiple of 64, or none is left to quantise.
@@ -53,7 +56,7 @@ def place(model: nn.Module, policy: Quantisation, *, dtype: torch.dtype, device:
             "cast: load the model again"
         )
     if policy.format != "none":
-        _quantise(model, policy, dtype, device)
+        _quantise(model, policy, dtype, device, weights)
     for module in model.modules():
         if not _is_4bit(module):
             _move(module, dtype, device)
@@ -85,17 +88,19 @@ def dense_weight(linear: nn.Linear) -> Tensor:
     return _bitsandbytes().functional.dequantize_4bit(weight.data, weight.quant_state)
 
 
-def _quantise(model: nn.Module, policy: Quantisation, dtype: torch.dtype, device: torch.device) -> None:
+def _quantise(
+    model: nn.Module, policy: Quantisation, dtype: torch.dtype, device: torch.device, weights: str | None
+) -> None:
     """Replace every linear layer that the policy does not keep; the plain `nn.Linear` alone, as transformers does."""
     found = {name: module for name, module in model.named_modules() if type(module) is nn.Linear}
     chosen = [name for name in found if not policy.keeps(name)]
     _check_sizes({name: found[name] for name in chosen})
     # Before anything changes: what comes out of quantisation may differ between devices and versions.
-    weights = model_fingerprint(model, {})
+    known = weights or model_fingerprint(model, {})
     words = policy.describe(name for name, _ in model.named_modules())
     for name in chosen:
         model.set_submodule(name, _nf4(found.pop(name), policy, dtype, device))
-    setattr(model, _RECORD, Quantised(policy=words, weights=weights))
+    setattr(model, _RECORD, Quantised(policy=words, weights=known))
 
 
 def _check_sizes(chosen: dict[str, nn.Linear]) -> None:
