@@ -131,9 +131,9 @@ class EventGPT(LoadedModel):
         return clip_pixels(frames, self._image_size)
 
     @torch.inference_mode()
-    def encode(self, clip: Clip) -> Tensor:
+    def look(self, pixels: Tensor) -> Tensor:
         """Event tokens [f + s, d] (582 for five frames of the 7B model, 578 for one)."""
-        return aggregate(self.model.event_features(self.pixels(clip).to(self.device, self.dtype)))
+        return aggregate(self.model.event_features(pixels.to(self.device, self.dtype)))
 
 
 def load_drafter(

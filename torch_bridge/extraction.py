@@ -3,21 +3,22 @@
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 import tokenizers
 import torch
 import transformers
-from torch import Tensor
 
-from torch_bridge.answers import Batch
+from torch_bridge.answering import Pair
+from torch_bridge.batching import Job, plan
+from torch_bridge.expand import Expand
+from torch_bridge.overlap import Behind, Leaving, Span, ahead, to_numpy
 from torch_bridge.quantize import dense_weight
 from torch_bridge.vlm import VLM, prompt_ids
 from xmsd_jax.data.clip_folder import ClipEntry, ClipFolder
-from xmsd_jax.data.clips import Clip
 from xmsd_jax.data.manifest import States
 from xmsd_jax.data.parts import WHOLE, Part
 from xmsd_jax.data.questions import QUESTIONS
@@ -28,30 +29,22 @@ from xmsd_jax.runs import progress
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What is extracted and how rows are put together; all of it is recorded in the manifest.
+    """What is extracted and how rows are put together; all that numbers depend on is recorded in the store.
 
     `questions` are indices into QUESTIONS; `batch` is the number of clips that are answered together, each with all its
-    questions; `shard_rows` is what a killed run loses at most. A multiple of the number of questions keeps a clip's
-    questions together. `inputs` says what the models see of a clip beyond their own configuration; `states` how states
-    lie on disk: in their own dtype, or in 8 bits.
+    questions, None to plan it from free memory; `shard_rows` is what a killed run loses at most. A multiple of the
+    number of questions keeps a clip's questions together. `inputs` says what the models see of a clip beyond their own
+    configuration; `states` how states lie on disk: in their own dtype, or in 8 bits. `expand`: see
+    `torch_bridge.expand`; it changes no number.
     """
 
     questions: tuple[int, ...] = tuple(range(len(QUESTIONS)))
     max_new_tokens: int = 64
-    batch: int = 1
+    batch: int | None = 1
     shard_rows: int = 320
     inputs: Mapping[str, Any] = field(default_factory=dict)
     states: States = "native"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Job:
-    """One batch: clips (numbers in the split) with the same questions; `closes` says that its shard is complete."""
-
-    shard: range
-    clips: tuple[int, ...]
-    questions: tuple[int, ...]
-    closes: bool
+    expand: Expand = "auto"
 
 
 def extract_split(
@@ -62,53 +55,49 @@ def extract_split(
     drafter: VLM,
     settings: Settings,
     part: Part = WHOLE,
+    watch: list[Span] | None = None,
 ) -> Path:
     """Write the store of one split, or what is missing of it, and the target's head beside; return the store's path.
 
     Rows are ordered clip by clip, question by question. Batches are formed inside a shard, from its first row on, so
-    that a resumed run makes the very batches that an undisturbed one would have made. Of a `part` only its shards are
-    written, and the store is left unfinished (`xmsd extract --merge-check` finishes it).
+    that a resumed run makes the very batches that an undisturbed one would have made; a batch that does not fit in
+    memory is halved, and so are all that follow. The store's notes say which clips were answered together. Clips are
+    read before their batch, and shards written after it, beside the models.
+
+    Of a `part` only its shards are written, and the store is left unfinished (`xmsd extract --merge-check` finishes
+    it). `watch` is given the time of every batch on the target's device.
 
     Raises:
         StoreError: the folder holds a store of another run; the split has no clips; the widths of the models differ.
+        UserError: one clip alone does not fit in memory.
     """
     entries = folder.entries(split)
     manifest = describe(folder, split, target, drafter, settings)
     writer = StoreWriter.create_or_resume(root / split, manifest, _names(entries))
     keep_head(root, to_numpy(dense_weight(target.lm_head)))
-    jobs = [job for shard in writer.pending(part) for job in plan(shard, settings)]
-    parts: list[dict[str, np.ndarray]] = []
-    for job in progress(jobs, total=len(jobs), label=f"extract {split}"):
-        clips = [folder.load(entries[number]) for number in job.clips]
-        parts.append(_answer(job, clips, target, drafter, settings) | _indices(job, entries))
-        if job.closes:
-            fields = {name: np.concatenate([one[name] for one in parts]) for name in parts[0]}
-            batches = [list(one.clips) for one in plan(job.shard, settings)]
-            texts = _texts(fields, target, drafter)
-            writer.write(job.shard.start, fields, texts=texts, note={"batches": batches})
-            parts.clear()
+    pair, shards = Pair(target, drafter, settings), list(writer.pending(part))
+
+    def looked_at(entry: ClipEntry) -> tuple[Any, Any]:
+        clip = folder.load(entry)
+        return target.pixels(clip), drafter.pixels(clip)
+
+    if shards:
+        first = entries[shards[0].start // len(settings.questions)]
+        batch = settings.batch or pair.planned(looked_at(first))
+        with Behind() as behind:
+            parts: list[tuple[Job, Leaving]] = []
+            jobs = [job for shard in shards for job in plan(shard, settings.questions, batch)]
+            groups = [[entries[number] for number in job.clips] for job in jobs]
+            read = zip(jobs, ahead(groups, looked_at), strict=True)
+            for job, pixels in progress(read, total=len(jobs), label=f"extract {split}"):
+                parts += pair.answers(job, pixels, watch)
+                if job.closes:
+                    behind(partial(_write, writer, job.shard, parts, entries, pair))
+                    parts = []
     if part.is_whole:
         written = {name: writer.read(name) for name in ("target_ids", "target_len", "drafter_ids", "drafter_len")}
         writer.finish(_texts(written, target, drafter))
     return root / split
-
-
-def plan(shard: range, settings: Settings) -> list[Job]:
-    """Cut the rows of a shard into batches of at most `batch` neighbouring clips that ask the same questions."""
-    asked: dict[int, list[int]] = {}
-    for row in shard:
-        clip, slot = divmod(row, len(settings.questions))
-        asked.setdefault(clip, []).append(settings.questions[slot])
-    groups: list[tuple[list[int], tuple[int, ...]]] = []
-    for clip, questions in asked.items():
-        if groups and groups[-1][1] == tuple(questions) and len(groups[-1][0]) < settings.batch:
-            groups[-1][0].append(clip)
-        else:
-            groups.append(([clip], tuple(questions)))
-    return [
-        Job(shard=shard, clips=tuple(clips), questions=questions, closes=number == len(groups) - 1)
-        for number, (clips, questions) in enumerate(groups)
-    ]
 
 
 def describe(folder: ClipFolder, split: str, target: VLM, drafter: VLM, settings: Settings) -> Manifest:
@@ -143,7 +132,11 @@ def describe(folder: ClipFolder, split: str, target: VLM, drafter: VLM, settings
         },
         head_fingerprint=head_fingerprint(to_numpy(dense_weight(target.lm_head))),
         software=_software(target),
-        batch={"clips": settings.batch, "order": "clip, question", "padding": "between prefix and question"},
+        batch={
+            "clips": settings.batch or "planned from free memory, see the notes",
+            "order": "clip, question",
+            "padding": "between prefix and question",
+        },
         inputs=settings.inputs,
         questions=tuple(QUESTIONS[index] for index in settings.questions),
         max_new_tokens=settings.max_new_tokens,
@@ -156,30 +149,18 @@ def describe(folder: ClipFolder, split: str, target: VLM, drafter: VLM, settings
     )
 
 
-def to_numpy(tensor: Tensor) -> np.ndarray:
-    """Copy a tensor to the host; bfloat16 becomes ml_dtypes.bfloat16, int64 stays."""
-    host = tensor.detach().cpu().contiguous()
-    if host.dtype == torch.bfloat16:
-        return host.view(torch.uint16).numpy().view(ml_dtypes.bfloat16)
-    return host.numpy()
+def _write(
+    writer: StoreWriter, shard: range, parts: Sequence[tuple[Job, Leaving]], entries: Sequence[ClipEntry], pair: Pair
+) -> None:
+    """Write a shard, with a note of which clips were answered together and where."""
+    made = [leaving.arrays() | _indices(job, entries) for job, leaving in parts]
+    fields = {name: np.concatenate([one[name] for one in made]) for name in made[0]}
+    note = {"batches": [list(job.clips) for job, _ in parts], "device": _device_name(pair.target.device)}
+    writer.write(shard.start, fields, texts=_texts(fields, pair.target, pair.drafter), note=note)
 
 
-def _answer(job: Job, clips: Sequence[Clip], target: VLM, drafter: VLM, settings: Settings) -> dict[str, np.ndarray]:
-    questions = [QUESTIONS[index] for index in job.questions]
-    answers = Batch(target, clips, questions).answer(settings.max_new_tokens)
-    reader = Batch(drafter, clips, questions)
-    own = reader.answer(settings.max_new_tokens)
-    ids, lengths = answers.ids.to(drafter.device), answers.lengths.to(drafter.device)
-    fields = {
-        "drafter_hidden": own.hidden,
-        "target_hidden": answers.hidden,
-        "drafter_synced": reader.read_answers(ids, lengths),
-        "drafter_ids": own.ids.int(),
-        "target_ids": answers.ids.int(),
-        "drafter_len": own.lengths.int(),
-        "target_len": answers.lengths.int(),
-    }
-    return {name: to_numpy(tensor) for name, tensor in fields.items()}
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 def _indices(job: Job, entries: Sequence[ClipEntry]) -> dict[str, np.ndarray]:

@@ -8,17 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import LlamaModel
 
 from torch_bridge.folders import EOS, model_fingerprint, read_json, read_tokenizer, token_id
 from torch_bridge.footprint import Footprint, footprint
 from torch_bridge.model_source import model_name
 from torch_bridge.quantize import quantised
+from xmsd_jax.data.clips import Clip
 
 
 class LoadedModel(ABC):
-    """A model in evaluation mode; with `prompt_pieces` and `encode` it is a `torch_bridge.vlm.VLM`."""
+    """A model in evaluation mode; with `prompt_pieces`, `pixels` and `look` it is a `torch_bridge.vlm.VLM`."""
 
     def __init__(self, model: nn.Module, folder: Path, *, kind: str, real_vocabulary: int) -> None:
         """Read the folder's tokenizer and configuration; `kind` names the architecture in tables."""
@@ -38,6 +39,18 @@ class LoadedModel(ABC):
     @abstractmethod
     def lm_head(self) -> nn.Linear:
         """States -> logits over the (padded) vocabulary."""
+
+    @abstractmethod
+    def pixels(self, clip: Clip) -> Tensor:
+        """What the model looks at of a clip, on the host."""
+
+    @abstractmethod
+    def look(self, pixels: Tensor) -> Tensor:
+        """What stands at the visual place, [s, d]."""
+
+    def encode(self, clip: Clip) -> Tensor:
+        """The same, of a clip."""
+        return self.look(self.pixels(clip))
 
     @property
     def width(self) -> int:

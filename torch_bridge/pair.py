@@ -18,6 +18,7 @@ def load_pair(
     *,
     dtype: str,
     device: str,
+    drafter_device: str | None = None,
     threads: int | None = None,
     event_frames: EventFrames,
     vision_tower: Path | None = None,
@@ -31,6 +32,7 @@ def load_pair(
         drafter: an EventGPT folder.
         dtype: "float32" or "bfloat16".
         device: "cpu", "cuda" or "cuda:1".
+        drafter_device: the drafter's own; None for the same.
         threads: of torch in this process from now on; None leaves them.
         event_frames: what the drafter sees of a clip's events.
         vision_tower: the drafter's CLIP folder where its config.json names none that is there.
@@ -40,8 +42,9 @@ def load_pair(
     Raises:
         UserError: a folder that does not fit, a device that is not there, or models that do not share their ids.
     """
-    if torch.device(device).type == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(f"pair.device: {device}: torch finds no GPU; set pair.device to cpu")
+    for wanted in (device, drafter_device or device):
+        if torch.device(wanted).type == "cuda" and not torch.cuda.is_available():
+            raise ConfigError(f"pair.device: {wanted}: torch finds no GPU; set pair.device to cpu")
     if threads is not None:
         torch.set_num_threads(threads)
     policy = quantisation or Quantisation()
@@ -50,7 +53,7 @@ def load_pair(
         load_drafter(
             drafter,
             dtype=dtype,
-            device=device,
+            device=drafter_device or device,
             event_frames=event_frames,
             vision_tower=vision_tower,
             adaptor_passes=drafter_adaptor_passes,

@@ -50,7 +50,7 @@ def place(
         ConfigError: a layer to quantise has a side that is no multiple of 64, or none is left to quantise.
         ValueError: the model is quantised already.
     """
-    if quantised(model) is not None or any(_is_4bit(module) for module in model.modules()):
+    if quantised(model) is not None or any(is_4bit(module) for module in model.modules()):
         raise ValueError(
             "a model is placed once, from its full weights; this one is quantised already and its weights cannot be "
             "cast: load the model again"
@@ -58,7 +58,7 @@ def place(
     if policy.format != "none":
         _quantise(model, policy, dtype, device, weights)
     for module in model.modules():
-        if not _is_4bit(module):
+        if not is_4bit(module):
             _move(module, dtype, device)
     return model
 
@@ -83,7 +83,7 @@ def check_kept(policy: Quantisation, models: Iterable[nn.Module]) -> None:
 def dense_weight(linear: nn.Linear) -> Tensor:
     """The weight of a linear layer as [out, in], whether it is quantised or not; without gradient."""
     weight: Any = linear.weight
-    if not _is_4bit(linear):
+    if not is_4bit(linear):
         return weight.detach()
     return _bitsandbytes().functional.dequantize_4bit(weight.data, weight.quant_state)
 
@@ -149,7 +149,7 @@ def _move(module: nn.Module, dtype: torch.dtype, device: torch.device) -> None:
         setattr(module, name, buffer.to(device))
 
 
-def _is_4bit(module: nn.Module) -> bool:
+def is_4bit(module: nn.Module) -> bool:
     """Whether bitsandbytes holds the module's weight; asked without importing it."""
     return type(getattr(module, "weight", None)).__name__ == "Params4bit"
 

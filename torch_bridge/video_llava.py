@@ -73,9 +73,9 @@ class Target(LoadedModel):
         return clip_pixels(clip.video[chosen_frames(len(clip.video))], self._image_size)
 
     @torch.inference_mode()
-    def encode(self, clip: Clip) -> Tensor:
+    def look(self, pixels: Tensor) -> Tensor:
         """Video tokens [s, d] (2056 in the 7B model)."""
-        return video_tokens(self.model, self.pixels(clip).to(self.device, self.dtype)[None])[0]
+        return video_tokens(self.model, pixels.to(self.device, self.dtype)[None])[0]
 
 
 def load_target(

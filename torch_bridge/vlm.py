@@ -94,8 +94,16 @@ class VLM(Protocol):
         """
         ...
 
-    def encode(self, clip: Clip) -> Tensor:
+    def pixels(self, clip: Clip) -> Tensor:
+        """Return what the model looks at of a clip, on the host: work for other threads, ahead of the model's."""
+        ...
+
+    def look(self, pixels: Tensor) -> Tensor:
         """Return what stands at the visual place, [s, d], in the language model's dtype and on its device."""
+        ...
+
+    def encode(self, clip: Clip) -> Tensor:
+        """Return `look(pixels(clip))`."""
         ...
 
 

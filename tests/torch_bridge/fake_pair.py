@@ -71,12 +71,17 @@ class FakeVLM:
         before = [1, *map(_word_id, self._before.split())]
         return np.asarray(before, np.int32), np.asarray([*map(_word_id, question.split()), 3], np.int32)
 
-    def encode(self, clip: Clip) -> Tensor:
-        self.encoded += 1
+    def pixels(self, clip: Clip) -> Tensor:
         frames = clip.video[np.linspace(0, len(clip.video) - 1, 8).astype(int)].mean(axis=(1, 2)) / 64
         counts = np.histogram(clip.events.t, 8, (clip.start_us, clip.stop_us))[0] / 8
-        seen = torch.from_numpy(frames + counts[:, None]).float()
-        return torch.einsum("fc,fcd->fd", seen, self._projection).to(self.device, self.dtype)
+        return torch.from_numpy(frames + counts[:, None]).float()
+
+    def look(self, pixels: Tensor) -> Tensor:
+        self.encoded += 1
+        return torch.einsum("fc,fcd->fd", pixels, self._projection).to(self.device, self.dtype)
+
+    def encode(self, clip: Clip) -> Tensor:
+        return self.look(self.pixels(clip))
 
 
 def fake_target(**options: Any) -> FakeVLM:

@@ -14,8 +14,8 @@ from transformers import LlamaConfig, VideoLlavaConfig, VideoLlavaForConditional
 
 import torch_bridge
 from torch_bridge.answers import Batch
-from torch_bridge.extraction import to_numpy
 from torch_bridge.folders import ModelFolderError
+from torch_bridge.overlap import to_numpy
 from torch_bridge.quantize import dense_weight
 from torch_bridge.tiny.models import PairShape, new_target, save_target
 from torch_bridge.video_llava import load_target, video_tokens

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from time import perf_counter
+from typing import Literal
 
 import numpy as np
 
@@ -27,8 +28,13 @@ class ExtractConfig:
     """What is answered, by whom, and in which portions.
 
     clips: a folder that `xmsd clips` made; splits: which of its splits, all when empty; questions: indices into the
-    ten questions; batch: clips answered together, each with all its questions; shard_rows: rows a store file holds,
+    ten questions; batch: clips answered together, each with all its questions, null to plan it from the free memory
+    (it is halved in any case when memory runs out; the same batches give the same store, and its notes say which they
+    were); shard_rows: rows a store file holds,
     and a killed run loses at most (256 to 1024 for states of width 4096; a multiple of the number of questions).
+    drafter_device: a GPU of its own for the drafter, which then answers beside the target; null for the pair's.
+    expand: with 4-bit weights, hold the full ones that each product would make anew: the same numbers, three to four
+    times the memory, some twice the speed; auto does so where they fill no more than half of the free memory.
     states: native keeps the states' own dtype; float8 takes 8 bits and a scale a vector, half of bfloat16's room
     (results/fp8_store says what that costs in accepted tokens).
     """
@@ -38,15 +44,20 @@ class ExtractConfig:
     splits: tuple[str, ...] = ()
     questions: tuple[int, ...] = tuple(range(len(QUESTIONS)))
     max_new_tokens: int = 64
-    batch: int = 1
+    batch: int | None = 1
     shard_rows: int = 320
+    drafter_device: str | None = None
+    expand: Literal["auto", "on", "off"] = "auto"
     states: States = "native"
 
     def __post_init__(self) -> None:
         """Raise ConfigError for sizes below one and for questions that are not there."""
         for name in ("max_new_tokens", "batch", "shard_rows"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name}: must be at least 1, got {getattr(self, name)}")
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"{name}: must be at least 1, got {value}")
+        if self.drafter_device is not None:
+            replace(self.pair, device=self.drafter_device)  # is checked like the pair's own
         known = set(range(len(QUESTIONS)))
         if not self.questions or len(set(self.questions)) < len(self.questions) or not set(self.questions) <= known:
             raise ConfigError(
@@ -158,7 +169,7 @@ def _extract(
     from torch_bridge.extraction import Settings, extract_split
     from torch_bridge.pair import load_pair
 
-    target, drafter = load_pair(**pair_options(config.pair))
+    target, drafter = load_pair(**pair_options(config.pair), drafter_device=config.drafter_device)
     settings = Settings(
         questions=config.questions,
         max_new_tokens=config.max_new_tokens,
@@ -169,6 +180,7 @@ def _extract(
             "drafter_adaptor_passes": config.pair.drafter_adaptor_passes,
         },
         states=config.states,
+        expand=config.expand,
     )
     for split in splits:
         start = perf_counter()
@@ -193,9 +205,8 @@ def _told(split: str, path: Path, figures: Mapping[str, float]) -> str:
 def _key(config: ExtractConfig, folder: ClipFolder) -> str:
     """What the store depends on: the clips' content, not where they lie."""
     pair = replace(config.pair, device=config.pair.device.partition(":")[0])  # which of the GPUs makes no difference
-    return stage_key(
-        replace(config, clips=Path(), pair=pair), __version__, folder.fingerprint, pair_fingerprint(config.pair)
-    )
+    same = replace(config, clips=Path(), pair=pair, expand="auto", drafter_device=None)
+    return stage_key(same, __version__, folder.fingerprint, pair_fingerprint(config.pair))
 
 
 def _other_store(root: Path, key: str) -> bool:

@@ -1,0 +1,162 @@
+"""Which clips are answered together: planned from memory, halved where it does not suffice; numbers stay the same."""
+
+import re
+from dataclasses import replace
+from itertools import chain
+
+import numpy as np
+import pytest
+import torch
+
+from tests.torch_bridge.fake_pair import fake_clips, fake_drafter, fake_target
+from torch_bridge import batching
+from torch_bridge.answering import Pair
+from torch_bridge.answers import Batch
+from torch_bridge.batching import Job, clip_bytes, evenly, planned_clips
+from torch_bridge.extraction import Settings, extract_split
+from torch_bridge.overlap import Span
+from torch_bridge.shared_prefix import SharedPrefix
+from xmsd_jax.config import UserError
+from xmsd_jax.data.questions import QUESTIONS
+from xmsd_jax.data.store import Store
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+SETTINGS = Settings(max_new_tokens=8, batch=4, shard_rows=40)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return fake_clips(tmp_path_factory.mktemp("clips") / "clips", {"train": 10})
+
+
+def extracted(root, folder, settings, **more):
+    return Store.open(extract_split(root, folder, "train", fake_target(), fake_drafter(), settings, **more))
+
+
+def same_answers(one: Store, other: Store) -> None:
+    for name in ("target_ids", "drafter_ids", "target_len", "drafter_len", "clip", "question"):
+        np.testing.assert_array_equal(one.read(name), other.read(name))
+    for name in ("target_hidden", "drafter_hidden", "drafter_synced"):
+        np.testing.assert_allclose(one.read(name), other.read(name), rtol=0, atol=5e-5)
+
+
+def clips_in(store: Store) -> list[list[int]]:
+    return [clips for note in store.notes().values() for clips in note["batches"]]
+
+
+def out_of_memory_above(limit: int, patch: pytest.MonkeyPatch) -> None:
+    """A device whose memory holds the prefixes of `limit` clips."""
+    read = SharedPrefix.read_prefix
+
+    def small(self, inputs):
+        if len(inputs) > limit:
+            raise torch.cuda.OutOfMemoryError("as a GPU says it")
+        read(self, inputs)
+
+    patch.setattr(SharedPrefix, "read_prefix", small)
+
+
+def test_a_batch_that_does_not_fit_is_halved_and_so_are_all_that_follow(tmp_path, folder, monkeypatch):
+    whole = extracted(tmp_path / "whole", folder, SETTINGS)
+    tried, answer = [], Pair._answer
+    monkeypatch.setattr(
+        Pair, "_answer", lambda self, job, *rest: tried.append(len(job.clips)) or answer(self, job, *rest)
+    )
+    out_of_memory_above(2, monkeypatch)
+    halved = extracted(tmp_path / "halved", folder, SETTINGS)
+    same_answers(halved, whole)
+    assert tried.count(4) == 1, "the size that failed is not tried again"
+    assert max(map(len, clips_in(halved))) == 2
+    assert max(map(len, clips_in(whole))) == 4
+    assert list(chain(*clips_in(halved))) == list(chain(*clips_in(whole)))
+
+
+def test_one_clip_that_does_not_fit_is_a_clear_error(tmp_path, folder, monkeypatch):
+    out_of_memory_above(0, monkeypatch)
+    with pytest.raises(UserError, match="one clip with 10 questions does not fit"):
+        extracted(tmp_path, folder, SETTINGS)
+
+
+def test_halves_hold_every_clip_and_the_second_closes_the_shard():
+    job = Job(shard=range(30), clips=(3, 4, 5), questions=(0, 1), closes=True)
+    first, second = job.halves()
+    assert (first.clips, second.clips) == ((3,), (4, 5))
+    assert (first.closes, second.closes) == (False, True)
+    assert first.questions == second.questions == job.questions
+
+
+def test_models_on_two_devices_answer_side_by_side_as_one_after_the_other(tmp_path, folder, monkeypatch):
+    apart = extracted(tmp_path / "one", folder, SETTINGS)
+    monkeypatch.setattr(Pair, "_side_by_side", True)
+    same_answers(extracted(tmp_path / "two", folder, SETTINGS), apart)
+
+
+@pytest.mark.parametrize(("most", "clips", "size"), [(19, 32, 16), (32, 32, 32), (1, 32, 1), (31, 32, 16), (5, 3, 3)])
+def test_the_batches_of_a_shard_are_equally_large(most, clips, size):
+    assert evenly(most, clips) == size
+
+
+def test_a_planned_batch_fills_the_free_memory_and_no_more(monkeypatch):
+    target = fake_target()
+    monkeypatch.setattr(type(target), "device", property(lambda self: torch.device("cuda")))
+    monkeypatch.setattr(batching, "_fixed_bytes", lambda vlm: 1000)
+    each = clip_bytes(target, 8, QUESTIONS, 16)
+    for fits in (1, 3, 20):
+        monkeypatch.setattr(batching, "_free", lambda device, fits=fits: int((1000 + fits * each + 10) / batching.USED))
+        assert planned_clips([(target, 8)], QUESTIONS, 16, 10_000) == evenly(fits, 1000)
+    assert planned_clips([(target, 8), (target, 8)], QUESTIONS, 16, 10_000) == evenly(10, 1000), "both on one device"
+
+
+def test_the_bytes_of_a_clip_are_those_that_its_memory_takes():
+    target = fake_target()
+    one, two = (Batch(target, fake_clip_list(count), QUESTIONS, room=16)._memory for count in (1, 2))
+    held = [sum(x.nbytes for pair in (*m._prefix, *m._own) for x in pair) for m in (one, two)]
+    states = 3 * 16 * target.width * 4 * len(QUESTIONS) + 2 * target.lm_head.out_features * 4 * len(QUESTIONS)
+    assert clip_bytes(target, 8, QUESTIONS, 16) == held[1] - held[0] + states
+
+
+def fake_clip_list(count: int):
+    from tests.torch_bridge.fake_pair import fake_clip
+
+    return [fake_clip(number) for number in range(count)]
+
+
+def test_without_a_gpu_a_planned_batch_is_small(tmp_path, folder):
+    planned = extracted(tmp_path, folder, replace(SETTINGS, batch=None))
+    assert max(map(len, clips_in(planned))) <= batching.WITHOUT_GPU
+    assert "planned" in planned.manifest.batch["clips"]
+
+
+def test_a_rows_own_prefix_gives_what_the_shared_one_gives():
+    target, clips = fake_target(), fake_clip_list(2)
+    shared = Batch(target, clips, QUESTIONS[:3]).answer(12)
+    own = Batch(target, clips, QUESTIONS[:3], share=False).answer(12)
+    assert torch.equal(own.ids, shared.ids)
+    torch.testing.assert_close(own.hidden, shared.hidden, rtol=0, atol=5e-5)
+
+
+def test_attention_in_groups_of_clips_is_that_of_all_at_once(monkeypatch):
+    target, clips = fake_target(), fake_clip_list(3)
+    whole = Batch(target, clips, QUESTIONS[:2]).answer(8)
+    monkeypatch.setattr("torch_bridge.shared_prefix.SCORES", 1)
+    monkeypatch.setattr("torch_bridge.shared_prefix.PREFIX_TOKENS", 1)
+    parts = Batch(target, clips, QUESTIONS[:2]).answer(8)
+    assert torch.equal(parts.ids, whole.ids)
+    torch.testing.assert_close(parts.hidden, whole.hidden, rtol=0, atol=5e-5)
+
+
+def test_more_tokens_than_there_is_room_for_are_refused():
+    batch = Batch(fake_target(), fake_clip_list(1), QUESTIONS[:1], room=4)
+    with pytest.raises(ValueError, match=re.escape("room for 4 tokens of an answer, asked for 5")):
+        batch.answer(5)
+
+
+def test_spans_follow_each_other():
+    device = torch.device("cpu")
+    first = Span(device)
+    first.stop()
+    second = Span(device)
+    second.stop()
+    assert first.seconds >= 0
+    assert second.gap(first) >= 0

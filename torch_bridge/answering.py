@@ -1,0 +1,132 @@
+"""Both models answer a batch: the target's answer, the drafter's own, and the drafter reading the target's."""
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from torch_bridge.answers import Answers, Batch, Workspace, stacked
+from torch_bridge.batching import Job, planned_clips
+from torch_bridge.expand import Expand, expand
+from torch_bridge.overlap import Leaving, Span
+from torch_bridge.vlm import VLM
+from xmsd_jax.config import UserError
+from xmsd_jax.data.questions import QUESTIONS
+
+Pixels = tuple[Any, Any]
+"""What target and drafter look at of one clip, as their `pixels` make it."""
+
+
+class Wishes(Protocol):
+    """What is needed of `torch_bridge.extraction.Settings`."""
+
+    @property
+    def questions(self) -> tuple[int, ...]:
+        """Indices into QUESTIONS."""
+        ...
+
+    @property
+    def max_new_tokens(self) -> int:
+        """Tokens of an answer at most."""
+        ...
+
+    @property
+    def shard_rows(self) -> int:
+        """Rows that are written together."""
+        ...
+
+    @property
+    def expand(self) -> Expand:
+        """Whether 4-bit layers are computed once."""
+        ...
+
+
+class Pair:
+    """Target and drafter, one after the other on one device, or side by side where each has its own."""
+
+    def __init__(self, target: VLM, drafter: VLM, settings: Wishes) -> None:
+        """Expand 4-bit layers if that is wanted."""
+        self.target, self.drafter, self.settings = target, drafter, settings
+        for vlm in (target, drafter):
+            expand(vlm, settings.expand)
+        self._spaces = {"target": Workspace(target), "drafter": Workspace(drafter)}
+        self._most: int | None = None
+
+    def planned(self, first: Pixels) -> int:
+        """Clips of a batch, by the memory that is free now and by what one clip shows."""
+        with torch.inference_mode():
+            readers = [(vlm, len(vlm.look(seen))) for vlm, seen in zip(self._both, first, strict=True)]
+        questions = [QUESTIONS[index] for index in self.settings.questions]
+        return planned_clips(readers, questions, self.settings.max_new_tokens, self.settings.shard_rows)
+
+    def answers(self, job: Job, pixels: Sequence[Pixels], watch: list[Span] | None = None) -> list[tuple[Job, Leaving]]:
+        """Answer a batch; in halves, and from then on in batches of that size, where memory does not suffice.
+
+        Raises:
+            UserError: it does not suffice for one clip.
+        """
+        waiting, done = [(job, pixels)], []
+        while waiting:
+            now, seen = waiting.pop(0)
+            if self._most is not None and len(now.clips) > self._most:
+                first, second = now.halves()
+                waiting[:0] = [(first, seen[: len(first.clips)]), (second, seen[len(first.clips) :])]
+                continue
+            try:
+                done.append((now, self._answer(now, seen, watch)))
+            except torch.cuda.OutOfMemoryError as error:
+                self._most = self._fewer(now, error)
+                waiting.insert(0, (now, seen))
+        return done
+
+    @property
+    def _both(self) -> tuple[VLM, VLM]:
+        return self.target, self.drafter
+
+    @property
+    def _side_by_side(self) -> bool:
+        return self.target.device != self.drafter.device
+
+    def _fewer(self, job: Job, error: Exception) -> int:
+        for space in self._spaces.values():
+            space.clear()
+        if len(job.clips) == 1:
+            raise UserError(
+                f"batch: one clip with {len(job.questions)} questions does not fit in the memory of the device; ask "
+                "fewer questions at once, shorten max_new_tokens, or quantise the pair"
+            ) from error
+        return len(job.clips) // 2
+
+    def _answer(self, job: Job, pixels: Sequence[Pixels], watch: list[Span] | None) -> Leaving:
+        span = Span(self.target.device)
+        if not self._side_by_side:
+            answers = self._read("target", job, pixels)[1]
+            reader, own = self._read("drafter", job, pixels)
+        else:
+            with ThreadPoolExecutor(1) as beside:
+                drafted = beside.submit(self._read, "drafter", job, pixels)
+                answers = self._read("target", job, pixels)[1]
+                reader, own = drafted.result()
+        ids, lengths = answers.ids.to(self.drafter.device), answers.lengths.to(self.drafter.device)
+        fields: dict[str, Tensor] = {
+            "drafter_hidden": own.hidden,
+            "target_hidden": answers.hidden,
+            "drafter_synced": reader.read_answers(ids, lengths),
+            "drafter_ids": own.ids.int(),
+            "target_ids": answers.ids.int(),
+            "drafter_len": own.lengths.int(),
+            "target_len": answers.lengths.int(),
+        }
+        span.stop()
+        if watch is not None:
+            watch.append(span)
+        return Leaving(fields)
+
+    def _read(self, which: str, job: Job, pixels: Sequence[Pixels]) -> tuple[Batch, Answers]:
+        vlm, room = getattr(self, which), self.settings.max_new_tokens
+        visual = stacked([vlm.look(seen[which == "drafter"]) for seen in pixels])
+        questions = [QUESTIONS[index] for index in job.questions]
+        batch = Batch(vlm, (), questions, room=room, visual=visual, workspace=self._spaces[which])
+        return batch, batch.answer(room)
