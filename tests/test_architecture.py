@@ -41,7 +41,10 @@ WITHOUT = {
 }
 NEEDS_TORCH = {
     f"xmsd_jax.pipeline.{stage}"
-    for stage in ("pair", "live_pair", "extract", "benchmark", "speed_baseline", "demo", "ask", "convert")
+    for stage in (
+        *("pair", "live_pair", "extract", "benchmark", "speed_baseline", "extract_speed"),
+        *("demo", "ask", "convert"),
+    )
 }
 READS_COMMAND_LINE = {"xmsd_jax.cli", "torch_bridge.tiny.train", "xmsd_jax.provenance"}
 READS_PICKLE = {"xmsd_jax.data.npy"}

@@ -83,13 +83,15 @@ def agreement(
 
     Each batch is of `per_batch` clips, with all questions. Greedy ids are equal until a near-tie parts them.
 
-    Returns same_ids, the share of ids before each row's first difference; same_rows; and margins_ulp: at each first
-    difference the batch's logit of its own id less that of the other id, in units in the last place of the larger.
+    Returns same_ids, the share of ids before each row's first difference; same_choices, of the ids that both chose
+    after equal ones the share that are equal; same_rows; and margins_ulp: at each first difference the batch's logit of
+    its own id less that of the other id, in units in the last place of the larger.
     """
     before, total, equal, margins = 0, 0, 0, []
     for start in range(0, len(clips), per_batch):
         stop = min(start + per_batch, len(clips))
-        answers = Batch(vlm, clips[start:stop], questions).answer(max(len(one.ids) for one in alone[start:stop]))
+        longest = max(len(one.ids) for one in alone[start:stop])
+        answers = Batch(vlm, clips[start:stop], questions, room=longest).answer(longest)
         for number in range(start, stop):
             row, ids = (number - start) * len(questions) + asked[number], list(alone[number].ids)
             batched = answers.ids[row, : int(answers.lengths[row])].tolist()
@@ -98,7 +100,12 @@ def agreement(
             if first < min(len(batched), len(ids)):
                 margins.append(_margin(vlm, answers.hidden[row, first], batched[first], ids[first]))
     rows = {"rows": len(clips), "batch_rows": per_batch * len(questions)}
-    return {"same_ids": before / total, "same_rows": equal / len(clips), "margins_ulp": margins, **rows}
+    shares = {
+        "same_ids": before / total,
+        "same_choices": before / (before + len(clips) - equal),
+        "same_rows": equal / len(clips),
+    }
+    return {**shares, "margins_ulp": margins, **rows}
 
 
 def _first_difference(one: Sequence[int], other: Sequence[int]) -> int:

@@ -82,8 +82,11 @@ STAGES = {
         StageEntry(
             name="benchmark",
             config="BenchmarkConfig",
-            purpose="live speculative decoding, wall clock; or the speed of training",
-            variants=(("torch_modes", "train_speed", "TrainSpeedConfig"),),
+            purpose="live speculative decoding, wall clock; or the speed of training, or of extraction",
+            variants=(
+                ("torch_modes", "train_speed", "TrainSpeedConfig"),
+                ("single_answers", "extract_speed", "ExtractSpeedConfig"),
+            ),
         ),
         StageEntry(name="report", config="ReportConfig", purpose="results and traces -> one HTML page, markdown, CSV"),
     )

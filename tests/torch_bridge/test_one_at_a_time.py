@@ -40,6 +40,7 @@ def test_answers_that_part_are_counted_to_their_first_difference(pair):
     found = agreement(target, clips, ASKED, [0, 0], [right[0], wrong], per_batch=2)
     assert found["same_ids"] == (4 + 1) / 8
     assert found["same_rows"] == 0.5
+    assert found["same_choices"] == 5 / 6
     logits = target.lm_head(right[1].hidden[1])
     (margin,) = found["margins_ulp"]
     gap = float(logits[ids[1]] - logits[ids[1] + 1])
