@@ -195,6 +195,7 @@ def test_figures_by_hand_at_full_size():
     assert rows[f"{BOTH}/speedup"].value == pytest.approx(rate * 2 * median([2.0, 4.0, 3.0]))
     assert (rows[f"{BOTH}/speedup"].low, rows[f"{BOTH}/speedup"].high) == (12 * 4, 15 * 8)
     assert rows[f"{BOTH}/device_idle_share"].value == pytest.approx(0.025)
+    assert rows[f"{BOTH}/device_idle_share_with_kernels"].value == pytest.approx(1 - 0.975 * 0.8)
     assert rows[f"{BOTH}/device_idle_share_of_all"].low == pytest.approx(1 - 37.05 / 40)
     assert rows["target/prefix_speedup"].value == pytest.approx(4)
     assert rows["one batch/kernel_share"].value == pytest.approx(4 / 5)

@@ -165,10 +165,10 @@ def _speed_rows(rows: _Rows, speed: Mapping[str, Any], config: Any, *, built: fl
     rows.add(BOTH, "store_bytes_per_answer", first["store_bytes"] / first["rows"], "B", store=first["store_bytes"])
     for which in ("target", "drafter"):
         rows.add(which, "mean_tokens", mean(one[f"{which}_len"] for one in warm), "tokens", **about)
-    _part_rows(rows, speed["parts"], config, seconds_per=PER / rate)
+    _part_rows(rows, speed["parts"], config, seconds_per=PER / rate, gaps=mean(idle))
 
 
-def _part_rows(rows: _Rows, parts: Mapping[str, Any], config: Any, *, seconds_per: float) -> None:
+def _part_rows(rows: _Rows, parts: Mapping[str, Any], config: Any, *, seconds_per: float, gaps: float) -> None:
     """Seconds of each part of one batch, apart from the others, for so many answers."""
     answers = parts["clips"] * len(config.questions)
     about = {"batch_rows": answers, "repeats": 1}
@@ -180,7 +180,11 @@ def _part_rows(rows: _Rows, parts: Mapping[str, Any], config: Any, *, seconds_pe
         baseline="the models' parts of one batch, nothing read or written", **about,
     )  # fmt: skip
     if parts.get("kernel_seconds"):
-        rows.add("one batch", "kernel_share", parts["kernel_seconds"] / on_device, "", table="kernels.txt", **about)
+        share = parts["kernel_seconds"] / on_device
+        rows.add("one batch", "kernel_share", share, "", counted="sum of kernel times", table="kernels.txt", **about)
+        idle = 1 - (1 - gaps) * min(1.0, share)
+        counted = "between batches, and between the kernels of a batch by kernel_share"
+        rows.add(BOTH, "device_idle_share_with_kernels", idle, "", counted=counted, **about)
 
 
 def _single_rows(rows: _Rows, single: Mapping[str, Any]) -> None:
