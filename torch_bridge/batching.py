@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from torch_bridge.shared_prefix import PREFIX_TOKENS, SCORES
+from torch_bridge.shared_prefix import PREFIX_TOKENS, SCORES, aligned
 from torch_bridge.vlm import VLM
 
 USED = 0.9  # of the free memory; the rest is for what fragments and for the library's workspaces
@@ -84,8 +84,8 @@ def clip_bytes(vlm: VLM, visual: int, questions: Sequence[str], max_new_tokens: 
     number = vlm.dtype.itemsize
     token = 2 * config.num_hidden_layers * config.num_key_value_heads * size * number
     pieces = [vlm.prompt_pieces(question) for question in questions]
-    prefix = len(pieces[0][0]) + visual
-    columns = max(len(piece[1]) for piece in pieces) + max_new_tokens
+    prefix = aligned(len(pieces[0][0]) + visual)
+    columns = aligned(max(len(piece[1]) for piece in pieces) + max_new_tokens)
     row = columns * token + 3 * max_new_tokens * vlm.width * number + 2 * vlm.lm_head.out_features * number
     return prefix * token + len(questions) * row
 

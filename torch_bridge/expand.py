@@ -13,7 +13,7 @@ from torch import nn
 from torch_bridge.quantize import dense_weight, is_4bit
 from torch_bridge.vlm import VLM
 
-Expand = Literal["auto", "on", "off"]
+Expand = Literal["auto", "always", "never"]
 SHARE = 0.5  # of the free memory that "auto" gives to full weights
 
 
@@ -24,7 +24,7 @@ def expand(vlm: VLM, wanted: Expand) -> bool:
     if the full weights fill no more than half of the memory that is free.
     """
     found = {name: module for name, module in vlm.language_model.named_modules() if _fits(module, vlm.dtype)}
-    if not found or wanted == "off" or (wanted == "auto" and not _is_room(vlm, found.values())):
+    if not found or wanted == "never" or (wanted == "auto" and not _is_room(vlm, found.values())):
         return False
     for name, module in found.items():
         vlm.language_model.set_submodule(name, _full(module, vlm.dtype))

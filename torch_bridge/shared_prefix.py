@@ -21,6 +21,7 @@ from transformers import LlamaModel
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 SCORES = 1 << 27  # attention weights held at once, in numbers; more rows are worked through in groups of clips
+ALIGNED = 8  # numbers: rows of bfloat16 that do not start at 16 bytes are multiplied by kernels half as fast
 PREFIX_TOKENS = 1 << 14  # read in one forward pass over prefixes, for the memory of its activations
 
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
@@ -73,10 +74,11 @@ class SharedPrefix:
             one = (rows, heads, columns, size)
             return [(like.new_zeros(one), like.new_zeros(one)) for _ in range(config.num_hidden_layers)]
 
-        self._prefix = blank(shape.clips, shape.prefix)
-        self._own = blank(shape.rows, shape.columns)
-        self.real = torch.ones(shape.rows, shape.columns, dtype=torch.bool, device=like.device)
-        self._order = torch.arange(shape.columns, device=like.device)
+        columns = aligned(shape.columns)
+        self._prefix = blank(shape.clips, aligned(shape.prefix))
+        self._own = blank(shape.rows, columns)
+        self.real = torch.ones(shape.rows, columns, dtype=torch.bool, device=like.device)
+        self._order = torch.arange(columns, device=like.device)
 
     def read_prefix(self, inputs: Tensor) -> None:
         """Read the prefixes [clips, prefix, d]; rows have nothing of their own then."""
@@ -88,7 +90,7 @@ class SharedPrefix:
 
     def _keep_prefix(self, clips: slice, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         for held, new in zip(self._prefix[layer], (key, value), strict=True):
-            held[clips] = new
+            held[clips, :, : self.shape.prefix] = new
         grouped = query.shape[1] != key.shape[1]
         return functional.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=grouped)
 
@@ -112,25 +114,27 @@ class SharedPrefix:
         size = shape.group * heads * count * (shape.prefix + shape.columns)
         step = max(1, SCORES // size)
         if step >= shape.clips:
-            return _attend(query, prefix, own, seen, shape.group)
+            return _attend(query, prefix, own, seen, shape)
         parts = []
         for first in range(0, shape.clips, step):
             clips, rows = slice(first, first + step), slice(first * shape.group, (first + step) * shape.group)
             held, mine = tuple(x[clips] for x in prefix), tuple(x[rows] for x in own)
-            parts.append(_attend(query[rows], held, mine, seen[rows], shape.group))
+            parts.append(_attend(query[rows], held, mine, seen[rows], shape))
         return torch.cat(parts)
 
 
-def _attend(query: Tensor, prefix: Any, own: Any, seen: Tensor, group: int) -> Tensor:
+def _attend(query: Tensor, prefix: Any, own: Any, seen: Tensor, shape: Shape) -> Tensor:
     """Queries [c * group, h, m, e] over prefixes [c, k, p, e] and own columns [c * group, k, s, e] -> like the queries.
 
     `seen` bool[c * group, m, s]. Softmax over both in float32; h is a multiple of k (grouped queries).
     """
+    group = shape.group
     rows, heads, count, size = query.shape
     held, shared = prefix[0].shape[1], heads // prefix[0].shape[1]
     query = (query * size**-0.5).view(rows, held, shared * count, size)
     wide = query.view(-1, group, held, shared * count, size).transpose(1, 2).flatten(2, 3)  # [c, k, group*shared*m, e]
     far = torch.matmul(wide, prefix[0].transpose(-1, -2))
+    far[..., shape.prefix :] = float("-inf")
     far = far.unflatten(2, (group, -1)).transpose(1, 2).flatten(0, 1)  # [rows, k, shared*m, p]
     near = torch.matmul(query, own[0].transpose(-1, -2))
     near = near.view(rows, held, shared, count, -1).masked_fill(~seen[:, None, None], float("-inf")).flatten(2, 3)
@@ -140,3 +144,8 @@ def _attend(query: Tensor, prefix: Any, own: Any, seen: Tensor, group: int) -> T
     out = torch.matmul(far, prefix[1]).unflatten(2, (group, -1)).transpose(1, 2).flatten(0, 1)
     out = out + torch.matmul(near, own[1])
     return out.view(rows, heads, count, size)
+
+
+def aligned(count: int) -> int:
+    """Rounded up so that rows start where products are fast."""
+    return -(-count // ALIGNED) * ALIGNED

@@ -133,7 +133,7 @@ def test_one_at_a_time_is_measured_on_four_bits_though_extraction_expands_them(t
         small,
         quantisation=Quantisation(format="nf4"),
         dtype="bfloat16",
-        expand="on",
+        expand="always",
         made=dataclasses.replace(small.made, count=2),
         questions=(0, 1),
         single_answers=2,

@@ -47,7 +47,7 @@ class ExtractConfig:
     batch: int | None = 1
     shard_rows: int = 320
     drafter_device: str | None = None
-    expand: Literal["auto", "on", "off"] = "auto"
+    expand: Literal["auto", "always", "never"] = "auto"
     states: States = "native"
 
     def __post_init__(self) -> None:

@@ -48,7 +48,7 @@ class ExtractSpeedConfig:
     questions: tuple[int, ...] = tuple(range(len(QUESTIONS)))
     max_new_tokens: int = 50
     batch: int | None = None
-    expand: Literal["auto", "on", "off"] = "auto"
+    expand: Literal["auto", "always", "never"] = "auto"
     shard_rows: int = 320
     runs: int = 2
     prefix_clips: int = 2
