@@ -121,9 +121,23 @@ def test_without_h5py_the_cut_is_left_out_with_its_reason(tmp_path, small, capsy
         raise ConfigError("needs h5py and hdf5plugin")
 
     monkeypatch.setattr(extract_speed, "measure_on_one_core", absent)
-    rows = extract_speed.run(dataclasses.replace(small, parts=("cut",)), tmp_path)
-    assert "events/cut_and_render" not in by_metric(rows)
+    rows = extract_speed.run(dataclasses.replace(small, parts=("prefix", "cut")), tmp_path)
+    assert {row.row for row in rows} == {"target", "drafter", BOTH}
     assert "cut is not measured: needs h5py and hdf5plugin" in capsys.readouterr().out
+    with pytest.raises(ConfigError, match="needs h5py"):
+        extract_speed.run(dataclasses.replace(small, parts=("cut",)), tmp_path / "alone")
+
+
+def test_the_cut_alone_needs_neither_pair_nor_gpu(tmp_path, small, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch_bridge.made_pair", None)
+    config = dataclasses.replace(packaged("extract"), parts=("cut",), cut_seconds=0.05, cut_recording_seconds=2)
+    config = dataclasses.replace(config, cut_events_per_second=small.cut_events_per_second)
+    assert config.device == "cuda"
+    rows = extract_speed.run(config, tmp_path)
+    assert [row.metric for row in rows] == ["cut", "render", "cut_and_render", "recording"]
+    assert all(row.value > 0 and row.settings["cores"] == 1 for row in rows)
+    assert "reached" not in rows[2].settings  # a smaller recording than the figure is asked of
+    assert [row.value for row in read_results(tmp_path)[0]] == [row.value for row in rows]
 
 
 def test_one_at_a_time_is_measured_on_four_bits_though_extraction_expands_them(tmp_path, small):

@@ -46,7 +46,11 @@ ASKED = {
 
 
 def result_rows(found: Mapping[str, Any], config: Any) -> list[Row]:
-    """Every figure as a row; `found`: part -> its numbers."""
+    """Every figure as a row; `found`: part -> its numbers, and `pair` where any part but `cut` is there."""
+    if "pair" not in found:
+        rows = _Rows({}, config)
+        _cut_rows(rows, found["cut"])
+        return rows.made
     rows = _Rows(_shared(found["pair"], config), config)
     for which in ("target", "drafter"):
         facts = found["pair"][which]

@@ -34,8 +34,8 @@ class ExtractSpeedConfig:
     (part speed: answers a second, idle time between batches, seconds of each part of a batch). single_answers: through
     `generate()`, each about another clip (part single: the baseline, and how often a batch gives the same ids).
     prefix_clips: whose prompts are read in both ways, `repeats` times turn by turn (part prefix). cut_*: of the made
-    recording that one core cuts (part cut). study_answers: what the time is extrapolated to. parts: to measure.
-    profile: kernel times of a batch.
+    recording that one core cuts (part cut: no pair, no GPU). study_answers: what the time is extrapolated to. parts: to
+    measure. profile: kernel times of a batch.
     """
 
     single_answers: int = 6
@@ -85,7 +85,7 @@ def run(config: ExtractSpeedConfig, run_dir: Path, fresh: bool = False) -> list[
     """Measure all parts (finished ones are reused), write results.json after each, print the table.
 
     Raises:
-        UserError: a device that is not there, or a shape that the quantisation cannot take.
+        UserError: a device that is not there, a shape that the quantisation cannot take, or `cut` alone without h5py.
         RunFailed: a part could not be measured.
     """
     opened = Run.open(run_dir, config)
@@ -96,7 +96,8 @@ def run(config: ExtractSpeedConfig, run_dir: Path, fresh: bool = False) -> list[
         "prefix": bench.prefix,
         "cut": bench.cut,
     }
-    found: dict[str, Any] = {"pair": bench.part("pair", bench.pair_facts)}
+    only_cut = set(config.parts) == {"cut"}
+    found: dict[str, Any] = {} if only_cut else {"pair": bench.part("pair", bench.pair_facts)}
     rows: list[Row] = []
     notes: list[str] = []
     failed: list[str] = []
@@ -104,7 +105,7 @@ def run(config: ExtractSpeedConfig, run_dir: Path, fresh: bool = False) -> list[
         try:
             found[part] = bench.part(part, measures[part])
         except UserError as error:
-            if part != "cut":
+            if part != "cut" or only_cut:
                 raise
             notes.append(f"cut is not measured: {error}")
             continue
