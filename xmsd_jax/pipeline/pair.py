@@ -109,9 +109,10 @@ def pair_fingerprint(config: PairConfig) -> str:
 
     A vision tower that lies outside the drafter's folder counts as a third model.
     """
-    folders = {which: model_folder(config, which) for which in ("target", "drafter")}
-    tower = tower_folder(config, folders["drafter"])
-    if tower is not None and not tower.resolve().is_relative_to(folders["drafter"].resolve()):
+    drafter = model_folder(config, "drafter")  # first: a missing folder is said before a target is fetched
+    folders = {"target": model_folder(config, "target"), "drafter": drafter}
+    tower = tower_folder(config, drafter)
+    if tower is not None and not tower.resolve().is_relative_to(drafter.resolve()):
         folders["vision_tower"] = tower
     digest = hashlib.sha256()
     for which, folder in folders.items():
