@@ -46,7 +46,7 @@ def test_the_tables_are_the_committed_results(which):
     assert len(tables) == len(TABLES)
 
 
-@pytest.mark.parametrize("folder", ["demo_cpu", "study_cpu", "leakage_cpu", "recorded_answers"])
+@pytest.mark.parametrize("folder", ["demo_cpu", "study_cpu", "leakage_cpu", "recorded_answers", "cut_cpu"])
 def test_the_results_come_from_a_clean_checkout(folder):
     _, provenance = read_results(ROOT / "results" / folder)
     assert provenance["git"]["dirty"] is False
@@ -76,6 +76,67 @@ def test_the_speed_of_training_is_that_of_the_committed_results():
     }
     for figure, line in by_hand.items():
         assert any(line in text and figure in text for text in README.splitlines()), figure
+
+
+def extraction() -> dict[str, Row]:
+    rows, _ = read_results(ROOT / "results" / "extract_h100")
+    cut, _ = read_results(ROOT / "results" / "cut_cpu")
+    return {row.settings.get("part") or f"{row.row} {row.metric}": row for row in [*rows, *cut]}
+
+
+def percent(row: Row, digits: int = 1) -> str:
+    return f"{(row.value or 0) * 100:.{digits}f} %"
+
+
+def test_the_speed_of_extraction_is_that_of_the_committed_results():
+    own = extraction()
+    both = {name.removeprefix("both models "): row for name, row in own.items() if name.startswith("both models ")}
+    rate, ratio, prefix = both["answers_per_second"], both["speedup"], own["target prefix_speedup"]
+    equal = [f"{(own[f'{w} same_rows_share'].value or 0) * 6:.0f}" for w in ("target", "drafter")]
+    weights = [f"{own[f'{which} weights_gb'].value:.1f}" for which in ("target", "drafter")]
+    size = both["store_bytes_per_answer"].value or 0
+    expected = [
+        f"{rate.value:.1f} ({rate.low:.1f} to {rate.high:.1f}); a first, cold run with making the pair "
+        f"{both['answers_per_second_all_included'].value:.1f}",
+        f"{ratio.value:.0f}x ({ratio.low:.0f} to {ratio.high:.0f}): it gives "
+        f"{both['alone_answers_per_second'].value:.2f} answers/s",
+        f"{prefix.value:.1f}x ({prefix.low:.1f} to {prefix.high:.1f})",
+        f"{percent(both['device_idle_share'], 2)} between batches; counting the gaps between a batch's kernels as "
+        f"well, **{percent(both['device_idle_share_with_kernels'], 2)}**",
+        f"{both['study_minutes'].value:.1f} min",
+        f"{own['events cut_and_render'].value:.1f} M/s; each event counted once, though in two clips, "
+        f"{own['events recording'].value:.1f} M/s",
+        f"target {percent(own['target same_choices_share'])}, drafter {percent(own['drafter same_choices_share'])}; "
+        f"of 6 answers {equal[0]} and {equal[1]} equal throughout",
+        f"{both['peak_gpu_gb'].value:.1f} GB; {weights[0]} and {weights[1]} GB",
+        f"{size / 1e6:.2f} MB an answer, {size * 52080 / 1e9:.0f} GB for 52,080",
+    ]
+    table = re.search(r"\| figure \| asked \| measured \|\n\|---.*\n((?:\|.*\n)+)", README)
+    assert table is not None
+    assert [line.strip("| ").split(" | ")[2] for line in table[1].splitlines()] == expected
+    assert f"written, with nothing beside them: {percent(both['device_idle_share_of_all'])} of so short" in README
+    margins = [own[f"{which} same_ids_share"].settings["margins_ulp"] for which in ("target", "drafter")]
+    assert max(margins[0] + margins[1]) == 2
+    assert rate.settings["batch_rows"] == [160, 160, 160, 120]
+    assert rate.settings["expanded"] == {"target": True, "drafter": True}
+    assert "H100 80GB" in rate.settings["device"]
+
+
+def test_the_bridge_s_readme_tells_the_same():
+    text, own = (ROOT / "torch_bridge" / "README.md").read_text(), extraction()
+    for part in ("vision", "prefill", "decode"):
+        seconds = [f"{own[f'{which} {part}'].value:.3f}" for which in ("target", "drafter")]
+        assert f"| {seconds[0]} | {seconds[1]} |" in text, part
+    models = sum(row.value or 0 for name, row in own.items() if "part" in row.settings and name != "reading")
+    per, idle = own["both models seconds_per_160"].value or 0, own["both models device_idle_share_of_all"].value or 0
+    told = [
+        f"| \u2013 | {own['drafter synced'].value:.3f} |",
+        f"{models:.2f} s in all; a run takes {per:.2f} s",
+        f"{own['reading'].value:.1f} s of one thread",
+        f"these are {idle * 100:.1f} % of the wall clock; without them 160 answers take {per * (1 - idle):.2f} s",
+        f"{own['target prefill_ms_shared'].value:.0f} ms\n  instead of {own['target prefill_ms_whole'].value:,.0f}",
+    ]
+    assert [line for line in told if line not in text] == []
 
 
 def test_links_lead_to_files():
