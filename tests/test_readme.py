@@ -73,7 +73,9 @@ def test_the_speed_of_training_is_that_of_the_committed_results():
         f"{own['all adapters', 'study_minutes'].value:.1f} min": "seven adapters x 50 epochs",
         f"{own['L5F', 'stream_share_later'].value * 100:.0f} % (first": "stream epoch",
         f"{own['L5F', 'stream_host_gb'].value:.1f} GB": "stream epoch",
-        f"{own['sweep of 8 x L1', 'throughput'].value:.2f}x, {own['sweep of 8 x L1', 'wall_clock_share'].value:.2f}": "sweep",
+        "{:.2f}x, {:.2f}".format(
+            *(own["sweep of 8 x L1", m].value for m in ("throughput", "wall_clock_share"))
+        ): "sweep",
         f"{own['B1', 'judge_seconds'].value:.1f} s": "11,000 answers rolled out",
         f"L3: {own['L3', 'loss_difference'].value * 1e6:.1f}e-6": "loss curves",
         f"{own['B1', 'loss_difference'].value * 1e3:.1f}e-3": "loss curves",
