@@ -15,6 +15,7 @@ TABLES = (
     ("demo_cpu", "real DAVIS346 recording", 20),
     ("study_cpu", "held-out street scenes", 22),
 )
+SWEEP = ("throughput", "wall_clock_share")
 
 
 def told(row: Row | None, metric: str) -> str:
@@ -73,9 +74,7 @@ def test_the_speed_of_training_is_that_of_the_committed_results():
         f"{own['all adapters', 'study_minutes'].value:.1f} min": "seven adapters x 50 epochs",
         f"{own['L5F', 'stream_share_later'].value * 100:.0f} % (first": "stream epoch",
         f"{own['L5F', 'stream_host_gb'].value:.1f} GB": "stream epoch",
-        "{:.2f}x, {:.2f}".format(
-            *(own["sweep of 8 x L1", m].value for m in ("throughput", "wall_clock_share"))
-        ): "sweep",
+        "{:.2f}x, {:.2f}".format(*(own["sweep of 8 x L1", m].value for m in SWEEP)): "sweep",
         f"{own['B1', 'judge_seconds'].value:.1f} s": "11,000 answers rolled out",
         f"L3: {own['L3', 'loss_difference'].value * 1e6:.1f}e-6": "loss curves",
         f"{own['B1', 'loss_difference'].value * 1e3:.1f}e-3": "loss curves",
