@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from torch_bridge.decode import Decoder
+from torch_bridge.decode import CAPTURING, Decoder
 from torch_bridge.shared_prefix import Shape, SharedPrefix
 from torch_bridge.vlm import VLM, embed
 from xmsd_jax.data.clips import Clip
@@ -63,7 +63,8 @@ class Workspace:
         """Give the memory back."""
         self._decoder = self._memory = None
         if self.vlm.device.type == "cuda":
-            torch.cuda.empty_cache()
+            with CAPTURING:
+                torch.cuda.empty_cache()
 
 
 class Batch:
@@ -92,8 +93,7 @@ class Batch:
             workspace: memory that is used again.
 
         Raises:
-            ValueError: the clips give different numbers of visual tokens, or the text before them depends on the
-                question.
+            ValueError: the clips show different numbers of frames, or the text before them depends on the question.
         """
         self._vlm, self._room = vlm, room
         pieces = [vlm.prompt_pieces(question) for question in questions]
@@ -171,22 +171,8 @@ class Batch:
 
 
 def encoded(vlm: VLM, clips: Sequence[Clip]) -> Tensor:
-    """What clips show, [c, s, d].
-
-    Raises:
-        ValueError: they give different numbers of visual tokens.
-    """
-    return stacked([vlm.encode(clip) for clip in clips])
-
-
-def stacked(visual: Sequence[Tensor]) -> Tensor:
-    """Visual tokens [s, d] of clips as [c, s, d]; ValueError if their numbers differ."""
-    if len({len(tokens) for tokens in visual}) > 1:
-        raise ValueError(
-            f"clips of a batch must give equally many visual tokens; received {[len(tokens) for tokens in visual]}: "
-            "use batch 1, or clips with the same number of frames"
-        )
-    return torch.stack(list(visual))
+    """What clips show, [c, s, d]."""
+    return vlm.look_all([vlm.pixels(clip) for clip in clips])
 
 
 def _padded(pieces: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:

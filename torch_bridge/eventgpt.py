@@ -42,8 +42,8 @@ PROMPT = "{system} USER: <ev_start><event><ev_end>\n{question} ASSISTANT:"
 
 
 def aggregate(features: Tensor) -> Tensor:
-    """[f, s, d] frame tokens -> [f + s, d]: temporal tokens (means over s), then spatial tokens (means over f)."""
-    return torch.cat([features.mean(1), features.mean(0)])
+    """[..., f, s, d] frame tokens -> [..., f + s, d]: temporal tokens (means over s), then spatial ones (over f)."""
+    return torch.cat([features.mean(-2), features.mean(-3)], dim=-2)
 
 
 class _Tower(nn.Module):
@@ -92,6 +92,10 @@ class EventGPTForCausalLM(nn.Module):
             features = self.model.feature_adaptor(features)
         return features
 
+    def event_tokens(self, pixels: Tensor) -> Tensor:
+        """Event frames of clips [c, f, 3, y, x] -> [c, f + s, d]: each clip's own, aggregated."""
+        return aggregate(self.event_features(pixels.flatten(0, 1)).unflatten(0, pixels.shape[:2]))
+
 
 class EventGPT(LoadedModel):
     """An EventGPT in evaluation mode with its tokenizer and the event frames that it reads."""
@@ -130,10 +134,9 @@ class EventGPT(LoadedModel):
         frames = clip.event_frames(self.event_frames)
         return clip_pixels(frames, self._image_size)
 
-    @torch.inference_mode()
-    def look(self, pixels: Tensor) -> Tensor:
-        """Event tokens [f + s, d] (582 for five frames of the 7B model, 578 for one)."""
-        return aggregate(self.model.event_features(pixels.to(self.device, self.dtype)))
+    def visual(self, pixels: Tensor) -> Tensor:
+        """Frames [c, f, 3, y, x] -> event tokens [c, f + s, d] (582 for five frames of the 7B model, 578 for one)."""
+        return self.model.event_tokens(pixels)
 
 
 def load_drafter(

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,11 @@ from torch_bridge.model_source import model_name
 from torch_bridge.quantize import quantised
 from xmsd_jax.data.clips import Clip
 
+FRAMES = 64  # through a tower at once: a GPU is busy with them, and what a layer makes of them takes little memory
+
 
 class LoadedModel(ABC):
-    """A model in evaluation mode; with `prompt_pieces`, `pixels` and `look` it is a `torch_bridge.vlm.VLM`."""
+    """A model in evaluation mode; with `prompt_pieces`, `pixels` and `visual` it is a `torch_bridge.vlm.VLM`."""
 
     def __init__(self, model: nn.Module, folder: Path, *, kind: str, real_vocabulary: int) -> None:
         """Read the folder's tokenizer and configuration; `kind` names the architecture in tables."""
@@ -45,8 +48,24 @@ class LoadedModel(ABC):
         """What the model looks at of a clip, on the host."""
 
     @abstractmethod
+    def visual(self, pixels: Tensor) -> Tensor:
+        """Frames of clips [c, f, 3, y, x], on the device -> what stands at their visual places, [c, s, d]."""
+
     def look(self, pixels: Tensor) -> Tensor:
         """What stands at the visual place, [s, d]."""
+        return self.look_all([pixels])[0]
+
+    @torch.inference_mode()
+    def look_all(self, pixels: Sequence[Tensor]) -> Tensor:
+        """The same of several clips, [c, s, d]: their frames pass the tower together, at most FRAMES at once."""
+        counts = [len(frames) for frames in pixels]
+        if len(set(counts)) > 1:
+            raise ValueError(
+                f"clips of a batch must show equally many frames; received {counts}: use batch 1, or clips of one kind"
+            )
+        step = max(1, FRAMES // counts[0])
+        groups = [torch.stack([*pixels[first : first + step]]) for first in range(0, len(pixels), step)]
+        return torch.cat([self.visual(group.to(self.device, self.dtype)) for group in groups])
 
     def encode(self, clip: Clip) -> Tensor:
         """The same, of a clip."""

@@ -131,7 +131,7 @@ def _attend(query: Tensor, prefix: Any, own: Any, seen: Tensor, shape: Shape) ->
     group = shape.group
     rows, heads, count, size = query.shape
     held, shared = prefix[0].shape[1], heads // prefix[0].shape[1]
-    query = (query * size**-0.5).view(rows, held, shared * count, size)
+    query = (query * size**-0.5).reshape(rows, held, shared * count, size)
     wide = query.view(-1, group, held, shared * count, size).transpose(1, 2).flatten(2, 3)  # [c, k, group*shared*m, e]
     far = torch.matmul(wide, prefix[0].transpose(-1, -2))
     far[..., shape.prefix :] = float("-inf")

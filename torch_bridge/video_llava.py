@@ -72,10 +72,9 @@ class Target(LoadedModel):
         """The eight chosen frames as float32[8, 3, y, x]."""
         return clip_pixels(clip.video[chosen_frames(len(clip.video))], self._image_size)
 
-    @torch.inference_mode()
-    def look(self, pixels: Tensor) -> Tensor:
-        """Video tokens [s, d] (2056 in the 7B model)."""
-        return video_tokens(self.model, pixels.to(self.device, self.dtype)[None])[0]
+    def visual(self, pixels: Tensor) -> Tensor:
+        """Frames [c, f, 3, y, x] -> video tokens [c, s, d] (2056 in the 7B model)."""
+        return video_tokens(self.model, pixels)
 
 
 def load_target(

@@ -102,6 +102,10 @@ class VLM(Protocol):
         """Return what stands at the visual place, [s, d], in the language model's dtype and on its device."""
         ...
 
+    def look_all(self, pixels: Sequence[Tensor]) -> Tensor:
+        """Return the same of several clips, [c, s, d]; ValueError where they differ in their number of frames."""
+        ...
+
     def encode(self, clip: Clip) -> Tensor:
         """Return `look(pixels(clip))`."""
         ...

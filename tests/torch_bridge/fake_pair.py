@@ -3,7 +3,7 @@
 The target's head is padded (64 rows, 60 real ids) and does emit padded ids now and then, which the drafter has not.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -24,10 +24,13 @@ REAL, PADDED, WIDTH, EOS = 60, 64, 32, 2
 class FakeVLM:
     """A random Llama; its visual tokens are a fixed projection of coarse statistics of the clip."""
 
-    def __init__(self, name: str, seed: int, vocabulary: int, before: str, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(
+        self, name: str, seed: int, vocabulary: int, before: str, dtype: torch.dtype = torch.float32, held: int = 4
+    ) -> None:
+        """`held`: key-value heads; fewer than the four heads make it a grouped-query Llama."""
         config = LlamaConfig(
             vocab_size=vocabulary, hidden_size=WIDTH, intermediate_size=64, num_hidden_layers=2,
-            num_attention_heads=4, num_key_value_heads=4, max_position_embeddings=256, initializer_range=0.4,
+            num_attention_heads=4, num_key_value_heads=held, max_position_embeddings=256, initializer_range=0.4,
             bos_token_id=1, eos_token_id=EOS, pad_token_id=0, tie_word_embeddings=False,
         )  # fmt: skip
         generator_state = torch.random.get_rng_state()
@@ -79,6 +82,9 @@ class FakeVLM:
     def look(self, pixels: Tensor) -> Tensor:
         self.encoded += 1
         return torch.einsum("fc,fcd->fd", pixels, self._projection).to(self.device, self.dtype)
+
+    def look_all(self, pixels: Sequence[Tensor]) -> Tensor:
+        return torch.stack([self.look(one) for one in pixels])
 
     def encode(self, clip: Clip) -> Tensor:
         return self.look(self.pixels(clip))

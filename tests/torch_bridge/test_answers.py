@@ -7,11 +7,13 @@ from transformers import CLIPVisionConfig, LlamaConfig, VideoLlavaConfig, VideoL
 
 from tests.torch_bridge.fake_pair import EOS, REAL, fake_clip, fake_drafter, fake_target
 from torch_bridge.answers import Batch
+from torch_bridge.decode import Decoder
+from torch_bridge.pair import load_pair
 from torch_bridge.video_llava import Target, load_target
-from torch_bridge.vlm import Session
+from torch_bridge.vlm import Session, embed
 from xmsd_jax.data.questions import QUESTIONS
 from xmsd_jax.data.recording import davis_clips
-from xmsd_jax.pipeline.pair import PairConfig, model_folder
+from xmsd_jax.pipeline.pair import PairConfig, model_folder, pair_options
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -30,12 +32,12 @@ def answers(target):
     return Batch(target, CLIPS, QUESTIONS).answer(STEPS)
 
 
-def alone(vlm, clip, question) -> tuple[list[int], torch.Tensor]:
+def alone(vlm, clip, question, most: int = STEPS) -> tuple[list[int], torch.Tensor]:
     """Ids and states of one row by the batch-1 engine, EOS included."""
     session = Session(vlm)
     states = [session.prefill(question, session.encode(clip))]
     ids = [int(session.head(states[-1]).argmax())]
-    while ids[-1] != EOS and len(ids) < STEPS:
+    while ids[-1] != EOS and len(ids) < most:
         states.append(session.step(ids[-1]))
         ids.append(int(session.head(states[-1]).argmax()))
     return ids, torch.cat(states)
@@ -124,11 +126,37 @@ def test_a_prompt_whose_first_piece_depends_on_the_question_is_refused(target, m
         Batch(target, CLIPS, QUESTIONS)
 
 
-def test_clips_with_different_numbers_of_visual_tokens_are_refused(target, monkeypatch):
-    sizes = iter([8, 7])
-    monkeypatch.setattr(target, "encode", lambda clip: torch.zeros(next(sizes), target.width))
-    with pytest.raises(ValueError, match=r"received \[8, 7\].*batch 1"):
-        Batch(target, CLIPS[:2], QUESTIONS)
+@pytest.mark.parametrize("held", [1, 2])
+def test_grouped_query_answers_equal_transformers_own_generate_row_by_row(held):
+    """Llamas that have fewer key-value heads than heads, as Video-LLaVA's and EventGPT's successors do."""
+    vlm = fake_target(held=held)
+    batched = Batch(vlm, CLIPS, QUESTIONS).answer(STEPS)
+    for row, (ids, length) in enumerate(zip(batched.ids, batched.lengths, strict=True)):
+        clip, question = divmod(row, len(QUESTIONS))
+        before, after = vlm.prompt_pieces(QUESTIONS[question])
+        prompt = torch.cat([embed(vlm, before), vlm.encode(CLIPS[clip]), embed(vlm, after)])[None]
+        own = vlm.model.generate(
+            inputs_embeds=prompt, attention_mask=torch.ones(prompt.shape[:2], dtype=torch.int64), do_sample=False,
+            max_new_tokens=STEPS, pad_token_id=0, eos_token_id=EOS,
+        )  # fmt: skip
+        assert ids[:length].tolist() == own[0].tolist()
+    assert len(set(map(tuple, batched.ids.tolist()))) > 10
+
+
+def test_the_loop_ends_with_its_longest_row(target, answers, monkeypatch):
+    """Of rows that all end early no step is made beyond the last end; one row without an end takes all of them."""
+    lengths = answers.lengths.view(len(CLIPS), -1)
+    early = lengths < STEPS - 4
+    clip = int(early.sum(1).argmax())
+    rows = early[clip].nonzero()[:, 0].tolist()
+    taken, step = [], Decoder._one_step
+    monkeypatch.setattr(Decoder, "_one_step", lambda self: taken.append(1) or step(self))
+    ended = Batch(target, [CLIPS[clip]], [QUESTIONS[row] for row in rows]).answer(STEPS)
+    assert ended.lengths.tolist() == lengths[clip, rows].tolist()
+    assert len(taken) == max(ended.lengths.tolist()) < STEPS - 4
+    taken.clear()
+    Batch(target, CLIPS, QUESTIONS).answer(STEPS)
+    assert len(taken) == STEPS - 1
 
 
 @pytest.fixture(scope="module")
@@ -181,3 +209,21 @@ def test_target_answers_equal_transformers_own_generate_row_by_row(which, steps,
         )  # fmt: skip
         assert ids[:length].tolist() == own[0, prompt.shape[1] :].tolist()
     assert len(set(map(tuple, batched.ids.tolist()))) > 5
+
+
+def test_in_bfloat16_the_small_pairs_rows_agree_with_their_own_runs():
+    """Greedy ids at the same place, of batches of two clips against transformers' own forward, one row at a time.
+
+    Measured on a CPU: all of 789 of the target, all but 1 of 1,035 of the drafter (on three clips).
+    """
+    clips = davis_clips()[:2]
+    for vlm in load_pair(**pair_options(PairConfig(dtype="bfloat16"))):
+        batched, same, total = Batch(vlm, clips, QUESTIONS).answer(48), 0, 0
+        for row, (ids, length) in enumerate(zip(batched.ids, batched.lengths.tolist(), strict=True)):
+            clip, question = divmod(row, len(QUESTIONS))
+            own = alone(vlm, clips[clip], QUESTIONS[question], 48)[0]
+            same += sum(one == other for one, other in zip(ids[:length].tolist(), own, strict=False))
+            total += max(length, len(own))
+        print(f"{vlm.name}: {same} of {total} ids in bfloat16")
+        assert same >= 0.98 * total
+        assert total > 200

@@ -20,9 +20,8 @@ from torch_bridge.tiny.packing import IGNORE, Blocks, layout
 
 
 def drafter_visual(model: EventGPTForCausalLM, pixels: Tensor) -> Tensor:
-    """Event frames [b, f, 3, y, x] -> event tokens [b, f + s, d]: `eventgpt.aggregate` for a batch."""
-    features = model.event_features(pixels.flatten(0, 1)).unflatten(0, pixels.shape[:2])
-    return torch.cat([features.mean(2), features.mean(1)], 1)
+    """Event frames [b, f, 3, y, x] -> event tokens [b, f + s, d]."""
+    return model.event_tokens(pixels)
 
 
 class FactHeads(nn.Module):
