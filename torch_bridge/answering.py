@@ -1,20 +1,23 @@
 """Both models answer a batch: the target's answer, the drafter's own, and the drafter reading the target's."""
 
-from collections.abc import Sequence
+import gc
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Protocol
+from functools import partial
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
-from torch_bridge.answers import Answers, Batch, Workspace, stacked
-from torch_bridge.batching import Job, planned_clips
-from torch_bridge.expand import Expand, expand
+from torch_bridge.answers import Answers, Batch, Workspace
+from torch_bridge.batching import Job, planned_clips, ran_out
+from torch_bridge.expand import Expand, expand, is_expanded
 from torch_bridge.overlap import Leaving, Span
 from torch_bridge.vlm import VLM
 from xmsd_jax.config import UserError
 from xmsd_jax.data.questions import QUESTIONS
 
+T = TypeVar("T")
 Pixels = tuple[Any, Any]
 """What target and drafter look at of one clip, as their `pixels` make it."""
 
@@ -51,13 +54,16 @@ class Pair:
         self.target, self.drafter, self.settings = target, drafter, settings
         for vlm in (target, drafter):
             expand(vlm, settings.expand)
+        self.expanded = [which for which in ("target", "drafter") if is_expanded(getattr(self, which))]
         self._spaces = {"target": Workspace(target), "drafter": Workspace(drafter)}
         self._most: int | None = None
 
     def planned(self, first: Pixels) -> int:
-        """Clips of a batch, by the memory that is free now and by what one clip shows."""
-        with torch.inference_mode():
-            readers = [(vlm, len(vlm.look(seen))) for vlm, seen in zip(self._both, first, strict=True)]
+        """Clips of a batch, by the memory that is free now and by what one clip shows; UserError as `answers`."""
+        looked = self._tried(lambda: [len(vlm.look(seen)) for vlm, seen in zip(self._both, first, strict=True)])
+        if looked is None:
+            raise _no_room(self.settings.questions)
+        readers = zip(self._both, looked, strict=True)
         questions = [QUESTIONS[index] for index in self.settings.questions]
         return planned_clips(readers, questions, self.settings.max_new_tokens, self.settings.shard_rows)
 
@@ -74,10 +80,13 @@ class Pair:
                 first, second = now.halves()
                 waiting[:0] = [(first, seen[: len(first.clips)]), (second, seen[len(first.clips) :])]
                 continue
-            try:
-                done.append((now, self._answer(now, seen, watch)))
-            except torch.cuda.OutOfMemoryError as error:
-                self._most = self._fewer(now, error)
+            answered = self._tried(partial(self._answer, now, seen, watch))
+            if answered is not None:
+                done.append((now, answered))
+            elif len(now.clips) == 1:
+                raise _no_room(now.questions)
+            else:
+                self._most = len(now.clips) // 2
                 waiting.insert(0, (now, seen))
         return done
 
@@ -89,15 +98,19 @@ class Pair:
     def _side_by_side(self) -> bool:
         return self.target.device != self.drafter.device
 
-    def _fewer(self, job: Job, error: Exception) -> int:
+    def _tried(self, call: Callable[[], T]) -> T | None:
+        """What a call gives; None where memory did not suffice, and all that it held is given back by then."""
+        try:
+            with torch.inference_mode():
+                return call()
+        except (RuntimeError, MemoryError) as error:
+            if not ran_out(error):
+                raise
+        # Here the error is gone, and with it the frames that held tensors; those of another thread form a cycle.
+        gc.collect()
         for space in self._spaces.values():
             space.clear()
-        if len(job.clips) == 1:
-            raise UserError(
-                f"batch: one clip with {len(job.questions)} questions does not fit in the memory of the device; ask "
-                "fewer questions at once, shorten max_new_tokens, or quantise the pair"
-            ) from error
-        return len(job.clips) // 2
+        return None
 
     def _answer(self, job: Job, pixels: Sequence[Pixels], watch: list[Span] | None) -> Leaving:
         span = Span(self.target.device)
@@ -126,7 +139,14 @@ class Pair:
 
     def _read(self, which: str, job: Job, pixels: Sequence[Pixels]) -> tuple[Batch, Answers]:
         vlm, room = getattr(self, which), self.settings.max_new_tokens
-        visual = stacked([vlm.look(seen[which == "drafter"]) for seen in pixels])
+        visual = vlm.look_all([seen[which == "drafter"] for seen in pixels])
         questions = [QUESTIONS[index] for index in job.questions]
         batch = Batch(vlm, (), questions, room=room, visual=visual, workspace=self._spaces[which])
         return batch, batch.answer(room)
+
+
+def _no_room(questions: Sequence[int]) -> UserError:
+    return UserError(
+        f"batch: one clip with {len(questions)} questions does not fit in the memory of the device; ask fewer "
+        "questions at once, shorten max_new_tokens, or quantise the pair"
+    )

@@ -12,6 +12,7 @@ from torch_bridge.vlm import VLM
 USED = 0.9  # of the free memory; the rest is for what fragments and for the library's workspaces
 WITHOUT_GPU = 4  # clips, where there is no memory to plan with
 MOST = 32
+_IN_WORDS = ("out of memory", "ALLOC_FAILED", "can't allocate memory")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +76,21 @@ def planned_clips(
 def evenly(most: int, clips: int) -> int:
     """The size of the fewest batches of at most `most` that make up `clips`: nearly equal ones, so shapes repeat."""
     return -(-clips // -(-clips // most))
+
+
+def ran_out(error: BaseException) -> bool:
+    """Whether memory did not suffice: also where a library says so in words, or another error came on top of it.
+
+    The end of a CUDA graph's capture fails after an allocation in it did, and its error hides the first one.
+    """
+    found: BaseException | None = error
+    while found is not None:
+        if isinstance(found, torch.OutOfMemoryError | MemoryError):
+            return True
+        if isinstance(found, RuntimeError) and any(words in str(found) for words in _IN_WORDS):
+            return True
+        found = found.__cause__ or found.__context__
+    return False
 
 
 def clip_bytes(vlm: VLM, visual: int, questions: Sequence[str], max_new_tokens: int) -> int:

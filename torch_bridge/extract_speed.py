@@ -16,10 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torch_bridge.answers import Batch, Workspace, encoded, stacked
+from torch_bridge.answers import Batch, Workspace, encoded
 from torch_bridge.extraction import Settings, extract_split
 from torch_bridge.overlap import Span
-from torch_bridge.quantize import is_4bit
 from torch_bridge.vlm import VLM
 from xmsd_jax.data.clip_folder import ClipFolder
 from xmsd_jax.data.clips import Clip
@@ -119,8 +118,7 @@ class BatchParts:
         return {which: [space.vlm.pixels(clip) for clip in clips] for which, space in self._spaces.items()}
 
     def _prompts(self, times: dict[str, float], which: str, space: Workspace, seen: Sequence[Tensor]) -> Batch:
-        look = space.vlm.look
-        visual = self._timed(times, f"{which} vision", lambda: stacked([look(pixels) for pixels in seen]))
+        visual = self._timed(times, f"{which} vision", partial(space.vlm.look_all, seen))
         read = partial(Batch, space.vlm, (), self._questions, room=self._tokens, visual=visual, workspace=space)
         return self._timed(times, f"{which} prefill", read)
 
@@ -163,11 +161,6 @@ def profiled(call: Callable[[], Any], device: torch.device) -> tuple[str, float]
     table = events.table(sort_by="self_device_time_total" if cuda else "self_cpu_time_total", row_limit=30)
     kernels = [event.self_device_time_total for event in events if event.device_type.name == "CUDA"]
     return table, sum(kernels) * 1e-6
-
-
-def is_expanded(vlm: VLM) -> bool:
-    """Whether it is a quantised model whose language model computes with full weights."""
-    return vlm.quantisation != "none" and not any(is_4bit(module) for module in vlm.language_model.modules())
 
 
 def release_memory(device: torch.device) -> None:

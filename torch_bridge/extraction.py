@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -12,12 +13,13 @@ import tokenizers
 import torch
 import transformers
 
-from torch_bridge.answering import Pair
+from torch_bridge.answering import Pair, Pixels
 from torch_bridge.batching import Job, plan
 from torch_bridge.expand import Expand
 from torch_bridge.overlap import Behind, Leaving, Span, ahead, to_numpy
 from torch_bridge.quantize import dense_weight
 from torch_bridge.vlm import VLM, prompt_ids
+from xmsd_jax.config import UserError
 from xmsd_jax.data.clip_folder import ClipEntry, ClipFolder
 from xmsd_jax.data.manifest import States
 from xmsd_jax.data.parts import WHOLE, Part
@@ -35,7 +37,7 @@ class Settings:
     questions, None to plan it from free memory; `shard_rows` is what a killed run loses at most. A multiple of the
     number of questions keeps a clip's questions together. `inputs` says what the models see of a clip beyond their own
     configuration; `states` how states lie on disk: in their own dtype, or in 8 bits. `expand`: see
-    `torch_bridge.expand`; it changes no number.
+    `torch_bridge.expand`; which models were is noted beside the batches.
     """
 
     questions: tuple[int, ...] = tuple(range(len(QUESTIONS)))
@@ -69,35 +71,57 @@ def extract_split(
 
     Raises:
         StoreError: the folder holds a store of another run; the split has no clips; the widths of the models differ.
-        UserError: one clip alone does not fit in memory.
+        UserError: one clip alone does not fit in memory, or a clip cannot be read.
     """
     entries = folder.entries(split)
     manifest = describe(folder, split, target, drafter, settings)
     writer = StoreWriter.create_or_resume(root / split, manifest, _names(entries))
     keep_head(root, to_numpy(dense_weight(target.lm_head)))
-    pair, shards = Pair(target, drafter, settings), list(writer.pending(part))
-
-    def looked_at(entry: ClipEntry) -> tuple[Any, Any]:
-        clip = folder.load(entry)
-        return target.pixels(clip), drafter.pixels(clip)
-
-    if shards:
-        first = entries[shards[0].start // len(settings.questions)]
-        batch = settings.batch or pair.planned(looked_at(first))
-        with Behind() as behind:
-            parts: list[tuple[Job, Leaving]] = []
-            jobs = [job for shard in shards for job in plan(shard, settings.questions, batch)]
-            groups = [[entries[number] for number in job.clips] for job in jobs]
-            read = zip(jobs, ahead(groups, looked_at), strict=True)
-            for job, pixels in progress(read, total=len(jobs), label=f"extract {split}"):
-                parts += pair.answers(job, pixels, watch)
-                if job.closes:
-                    behind(partial(_write, writer, job.shard, parts, entries, pair))
-                    parts = []
+    if shards := list(writer.pending(part)):
+        _answer(writer, shards, folder, split, Pair(target, drafter, settings), settings, watch)
     if part.is_whole:
         written = {name: writer.read(name) for name in ("target_ids", "target_len", "drafter_ids", "drafter_len")}
         writer.finish(_texts(written, target, drafter))
     return root / split
+
+
+def _answer(
+    writer: StoreWriter,
+    shards: Sequence[range],
+    folder: ClipFolder,
+    split: str,
+    pair: Pair,
+    settings: Settings,
+    watch: list[Span] | None,
+) -> None:
+    """Answer and write shards; what fails beside the models, reading or writing, stops it at the next batch."""
+    entries, read = folder.entries(split), partial(_pixels, folder, pair)
+    batch = settings.batch or pair.planned(read(entries[shards[0].start // len(settings.questions)]))
+    jobs = [job for shard in shards for job in plan(shard, settings.questions, batch)]
+    groups = [[entries[number] for number in job.clips] for job in jobs]
+    parts: list[tuple[Job, Leaving]] = []
+    with Behind() as behind, closing(ahead(groups, read)) as seen:
+        batches = zip(jobs, seen, strict=True)
+        for job, pixels in progress(batches, total=len(jobs), label=f"extract {split}"):
+            behind.check()
+            parts += pair.answers(job, pixels, watch)
+            if job.closes:
+                behind(partial(_write, writer, job.shard, parts, entries, pair))
+                parts = []
+
+
+def _pixels(folder: ClipFolder, pair: Pair, entry: ClipEntry) -> Pixels:
+    """What both models look at of a clip; any error names it."""
+    try:
+        clip = folder.load(entry)
+        return pair.target.pixels(clip), pair.drafter.pixels(clip)
+    except (UserError, OSError) as error:
+        if isinstance(error, UserError) and entry.name in str(error):
+            raise
+        raise UserError(f"{folder.path}: clip {entry.name} cannot be read ({error}): make the clips again") from error
+    except Exception as error:
+        error.add_note(f"while clip {entry.name} of {folder.path} was read")
+        raise
 
 
 def describe(folder: ClipFolder, split: str, target: VLM, drafter: VLM, settings: Settings) -> Manifest:
@@ -155,7 +179,11 @@ def _write(
     """Write a shard, with a note of which clips were answered together and where."""
     made = [leaving.arrays() | _indices(job, entries) for job, leaving in parts]
     fields = {name: np.concatenate([one[name] for one in made]) for name in made[0]}
-    note = {"batches": [list(job.clips) for job, _ in parts], "device": _device_name(pair.target.device)}
+    note = {
+        "batches": [list(job.clips) for job, _ in parts],
+        "device": _device_name(pair.target.device),
+        "expanded": pair.expanded,
+    }
     writer.write(shard.start, fields, texts=_texts(fields, pair.target, pair.drafter), note=note)
 
 

@@ -1,7 +1,7 @@
 """What runs beside the models: clips are read before their batch, states copied and written after it."""
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from time import perf_counter
 from typing import Any, TypeVar
@@ -16,25 +16,26 @@ R = TypeVar("R")
 READERS = 4
 
 
-def ahead(items: Iterable[Sequence[T]], read: Callable[[T], R], threads: int = READERS) -> Iterator[list[R]]:
-    """Read groups of items in threads, the next group while the last one is worked on."""
-    with ThreadPoolExecutor(threads, thread_name_prefix="clips") as pool:
-        waiting: deque[list[Future[R]]] = deque()
-        try:
-            for group in items:
-                waiting.append([pool.submit(read, item) for item in group])
-                if len(waiting) > 1:
-                    yield [one.result() for one in waiting.popleft()]
-            while waiting:
+def ahead(items: Iterable[Sequence[T]], read: Callable[[T], R], threads: int = READERS) -> Generator[list[R]]:
+    """Read groups of items in threads, the next group while the last one is worked on.
+
+    What reading an item raises is raised where its group is due. Closed early, it leaves no thread behind.
+    """
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="clips")
+    waiting: deque[list[Future[R]]] = deque()
+    try:
+        for group in items:
+            waiting.append([pool.submit(read, item) for item in group])
+            if len(waiting) > 1:
                 yield [one.result() for one in waiting.popleft()]
-        finally:
-            for group in waiting:
-                for one in group:
-                    one.cancel()
+        while waiting:
+            yield [one.result() for one in waiting.popleft()]
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 class Behind:
-    """Runs one call after the other in a thread; a failed one is raised by the next, or at the end."""
+    """Runs one call after the other in a thread; what one raised is raised by `check`, the next, or the end."""
 
     def __init__(self) -> None:
         """Start with nothing to do."""
@@ -45,6 +46,11 @@ class Behind:
         """Do it when the call before is done, for which this waits: at most one is under way."""
         self.wait()
         self._last = self._pool.submit(call)
+
+    def check(self) -> None:
+        """Raise what the last call raised, if it is done; waits for nothing."""
+        if self._last is not None and self._last.done():
+            self.wait()
 
     def wait(self) -> None:
         """Until the last call is done."""

@@ -141,7 +141,7 @@ def test_the_cut_alone_needs_neither_pair_nor_gpu(tmp_path, small, monkeypatch):
 
 
 def test_one_at_a_time_is_measured_on_four_bits_though_extraction_expands_them(tmp_path, small):
-    from torch_bridge.extract_speed import is_expanded
+    from torch_bridge.expand import is_expanded
 
     config = dataclasses.replace(
         small,

@@ -1,6 +1,9 @@
 """Which clips are answered together: planned from memory, halved where it does not suffice; numbers stay the same."""
 
+import gc
 import re
+import weakref
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import chain
 
@@ -8,15 +11,17 @@ import numpy as np
 import pytest
 import torch
 
-from tests.torch_bridge.fake_pair import fake_clips, fake_drafter, fake_target
+from tests.torch_bridge.fake_pair import FakeVLM, fake_clip, fake_clips, fake_drafter, fake_target
 from torch_bridge import batching
 from torch_bridge.answering import Pair
 from torch_bridge.answers import Batch
-from torch_bridge.batching import Job, clip_bytes, evenly, planned_clips
+from torch_bridge.batching import Job, clip_bytes, evenly, planned_clips, ran_out
+from torch_bridge.decode import Decoder
 from torch_bridge.extraction import Settings, extract_split
 from torch_bridge.overlap import Span
 from torch_bridge.shared_prefix import SharedPrefix
 from xmsd_jax.config import UserError
+from xmsd_jax.data.parts import Part
 from xmsd_jax.data.questions import QUESTIONS
 from xmsd_jax.data.store import Store
 
@@ -78,6 +83,117 @@ def test_one_clip_that_does_not_fit_is_a_clear_error(tmp_path, folder, monkeypat
         extracted(tmp_path, folder, SETTINGS)
 
 
+def test_not_even_what_is_looked_at_first_to_plan_a_batch_fits(tmp_path, folder, monkeypatch):
+    def look(self, pixels):
+        raise torch.OutOfMemoryError("as a GPU says it")
+
+    monkeypatch.setattr(FakeVLM, "look", look)
+    with pytest.raises(UserError, match="one clip with 10 questions does not fit"):
+        extracted(tmp_path, folder, replace(SETTINGS, batch=None))
+
+
+PLACES = [(FakeVLM, "look_all", 2), (Decoder, "__init__", 2), (Decoder, "run", 1), (Batch, "read_answers", 1)]
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("side_by_side", [False, True])
+def test_memory_may_run_out_anywhere_in_a_batch(tmp_path, folder, monkeypatch, place, side_by_side):
+    """Where the first batch fails, halves go on, with the same answers; by then nothing of it is held any more."""
+    whole = extracted(tmp_path / "whole", folder, SETTINGS)
+    owner, name, number = place
+    method, take = getattr(owner, name), SharedPrefix.__init__
+    calls, held, memories = [], [], weakref.WeakSet()
+
+    def call(self, *arguments, **options):
+        calls.append(name)
+        if len(calls) == number:
+            raise torch.OutOfMemoryError("as a GPU says it")
+        return method(self, *arguments, **options)
+
+    def taken(self, *arguments):
+        if len(calls) >= number:
+            held.append(len(memories))
+        memories.add(self)
+        take(self, *arguments)
+
+    monkeypatch.setattr(owner, name, call)
+    monkeypatch.setattr(SharedPrefix, "__init__", taken)
+    monkeypatch.setattr(Pair, "_side_by_side", side_by_side)
+    with disabled_collector():
+        halved = extracted(tmp_path / "halved", folder, SETTINGS)
+    assert held[0] == 0
+    same_answers(halved, whole)
+    assert clips_in(halved) == [[0, 1], [2, 3], [4, 5], [6, 7], [8, 9]]
+
+
+@contextmanager
+def disabled_collector():
+    """Cycles are found only by who asks for it."""
+    gc.disable()
+    yield
+    gc.enable()
+
+
+def test_what_is_not_for_want_of_memory_is_raised_as_it_is(tmp_path, folder, monkeypatch):
+    def run(*_):
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(Decoder, "run", run)
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        extracted(tmp_path, folder, SETTINGS)
+
+
+def hidden_by(first: Exception, second: Exception) -> Exception:
+    """The second error, as it comes out of the end of a `with` that the first one left."""
+    try:
+        try:
+            raise first
+        finally:
+            raise second
+    except Exception as error:
+        return error
+
+
+@pytest.mark.parametrize(
+    ("error", "ran"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory"), True),
+        (RuntimeError("CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate(handle)"), True),
+        (RuntimeError("CUDA error: out of memory"), True),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried 1 byte"), True),
+        (MemoryError(), True),
+        (hidden_by(torch.OutOfMemoryError("x"), RuntimeError("operation failed due to a previous error")), True),
+        (hidden_by(ValueError("out of memory"), RuntimeError("operation failed")), False),
+        (RuntimeError("device-side assert triggered"), False),
+    ],
+)
+def test_want_of_memory_is_known_in_all_its_forms(error, ran):
+    assert ran_out(error) is ran
+
+
+def test_a_run_planned_with_other_memory_goes_on_in_the_same_store(tmp_path, folder, monkeypatch):
+    """What was planned is noted shard by shard; the answers are those of any other batches."""
+    planned = replace(SETTINGS, batch=None, shard_rows=20)
+    whole = extracted(tmp_path / "whole", folder, planned)
+    with monkeypatch.context() as patch:
+        patch.setattr(batching, "WITHOUT_GPU", 2)
+        extract_split(
+            tmp_path / "two", folder, "train", fake_target(), fake_drafter(), planned, Part(number=1, count=2)
+        )
+    monkeypatch.setattr(batching, "WITHOUT_GPU", 1)
+    resumed = extracted(tmp_path / "two", folder, planned)
+    assert clips_in(resumed) == [[0, 1], [2], [3], [4, 5], [6], [7], [8, 9]]
+    same_answers(resumed, whole)
+
+
+@pytest.mark.parametrize(("questions", "rows"), [((0, 3, 7), 10), ((5,), 4), (tuple(range(10)), 25), ((1, 2), 64)])
+def test_shards_that_cut_clips_and_smaller_last_batches_give_the_same_rows(tmp_path, folder, questions, rows):
+    cut = extracted(tmp_path / "cut", folder, replace(SETTINGS, questions=questions, batch=3, shard_rows=rows))
+    plain = extracted(tmp_path / "plain", folder, replace(SETTINGS, questions=questions, batch=1, shard_rows=1000))
+    assert cut.rows == 10 * len(questions)
+    same_answers(cut, plain)
+
+
 def test_halves_hold_every_clip_and_the_second_closes_the_shard():
     job = Job(shard=range(30), clips=(3, 4, 5), questions=(0, 1), closes=True)
     first, second = job.halves()
@@ -117,8 +233,6 @@ def test_the_bytes_of_a_clip_are_those_that_its_memory_takes():
 
 
 def fake_clip_list(count: int):
-    from tests.torch_bridge.fake_pair import fake_clip
-
     return [fake_clip(number) for number in range(count)]
 
 

@@ -218,7 +218,8 @@ class Bench:
 
     def speed(self) -> dict[str, Any]:
         """Whole extractions, the first one and warm ones, and the parts of a batch of the size that they had."""
-        from torch_bridge.extract_speed import BatchParts, is_expanded, profiled, whole_extraction
+        from torch_bridge.expand import is_expanded
+        from torch_bridge.extract_speed import BatchParts, profiled, whole_extraction
         from torch_bridge.extraction import Settings
 
         config, (target, drafter) = self.config, self.pair_to_extract()
