@@ -42,9 +42,8 @@ def load_pair(
     Raises:
         UserError: a folder that does not fit, a device that is not there, or models that do not share their ids.
     """
-    for wanted in (device, drafter_device or device):
-        if torch.device(wanted).type == "cuda" and not torch.cuda.is_available():
-            raise ConfigError(f"pair.device: {wanted}: torch finds no GPU; set pair.device to cpu")
+    for name, wanted in (("pair.device", device), ("drafter_device", drafter_device or device)):
+        _check_device(name, torch.device(wanted))
     if threads is not None:
         torch.set_num_threads(threads)
     policy = quantisation or Quantisation()
@@ -70,3 +69,13 @@ def load_pair(
         for model in pair:
             print(f"{model.name}: {model.quantisation}; {model.footprint}", flush=True)
     return pair
+
+
+def _check_device(name: str, device: torch.device) -> None:
+    if device.type != "cuda":
+        return
+    if not torch.cuda.is_available():
+        raise ConfigError(f"{name}: {device}: torch finds no GPU; set {name} to cpu")
+    count = torch.cuda.device_count()
+    if (device.index or 0) >= count:
+        raise ConfigError(f"{name}: {device}: torch finds {count} GPU(s), from cuda:0 on; give one of them")

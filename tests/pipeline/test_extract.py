@@ -8,6 +8,8 @@ import pytest
 from tests.torch_bridge.fake_pair import fake_clips, fake_drafter, fake_target
 from torch_bridge.pair import load_pair
 from xmsd_jax.config import ConfigError, UserError, find, load
+from xmsd_jax.data.clip_folder import ClipFolder
+from xmsd_jax.data.quantisation import Quantisation
 from xmsd_jax.data.store import Store
 from xmsd_jax.pipeline import extract
 from xmsd_jax.pipeline.extract import ExtractConfig
@@ -110,6 +112,22 @@ def test_a_gpu_that_is_not_there_is_said_before_weights_are_read(tmp_path, monke
 def test_a_device_is_the_cpu_or_a_gpu(device):
     with pytest.raises(ConfigError, match="device"):
         PairConfig(device=device)
+
+
+@pytest.mark.parametrize(
+    ("changes", "quantised", "same"),
+    [
+        ({"drafter_device": "cuda:1"}, False, True),
+        ({"drafter_device": "cpu"}, False, False),
+        ({"expand": "never"}, False, True),
+        ({"expand": "never"}, True, False),
+    ],
+)
+def test_a_store_goes_on_with_settings_that_change_no_number(config, changes, quantised, same):
+    """Another GPU of the same kind does not; a drafter on the CPU does, and so may full weights in place of 4 bits."""
+    pair = replace(config.pair, device="cuda:0", quantisation=Quantisation(format="nf4" if quantised else "none"))
+    one, folder = replace(config, pair=pair), ClipFolder.open(config.clips)
+    assert (extract._key(one, folder) == extract._key(replace(one, **changes), folder)) is same
 
 
 def test_the_packaged_config_loads():

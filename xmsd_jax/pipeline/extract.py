@@ -30,11 +30,12 @@ class ExtractConfig:
     clips: a folder that `xmsd clips` made; splits: which of its splits, all when empty; questions: indices into the
     ten questions; batch: clips answered together, each with all its questions, null to plan it from the free memory
     (it is halved in any case when memory runs out; the same batches give the same store, and its notes say which they
-    were); shard_rows: rows a store file holds,
-    and a killed run loses at most (256 to 1024 for states of width 4096; a multiple of the number of questions).
+    were); shard_rows: rows a store file holds, and a killed run loses at most (256 to 1024 for states of width 4096; a
+    multiple of the number of questions).
     drafter_device: a GPU of its own for the drafter, which then answers beside the target; null for the pair's.
-    expand: with 4-bit weights, hold the full ones that each product would make anew: the same numbers, three to four
-    times the memory, some twice the speed; auto does so where they fill no more than half of the free memory.
+    expand: with 4-bit weights, hold the full ones that products of many rows would make anew: the same numbers there
+    (for few rows, by GPU, the same to rounding), three to four times the memory, some twice the speed; auto does so
+    where they fill no more than half of the free memory.
     states: native keeps the states' own dtype; float8 takes 8 bits and a scale a vector, half of bfloat16's room
     (results/fp8_store says what that costs in accepted tokens).
     """
@@ -203,9 +204,12 @@ def _told(split: str, path: Path, figures: Mapping[str, float]) -> str:
 
 
 def _key(config: ExtractConfig, folder: ClipFolder) -> str:
-    """What the store depends on: the clips' content, not where they lie."""
-    pair = replace(config.pair, device=config.pair.device.partition(":")[0])  # which of the GPUs makes no difference
-    same = replace(config, clips=Path(), pair=pair, expand="auto", drafter_device=None)
+    """What the store depends on: the clips' content, not where they lie; the kinds of devices, not which of them."""
+    devices = config.pair.device, config.drafter_device or config.pair.device
+    device, beside = (name.partition(":")[0] for name in devices)
+    expand = "auto" if config.pair.quantisation.format == "none" else config.expand
+    pair = replace(config.pair, device=device)
+    same = replace(config, clips=Path(), pair=pair, expand=expand, drafter_device=None if beside == device else beside)
     return stage_key(same, __version__, folder.fingerprint, pair_fingerprint(config.pair))
 
 
