@@ -6,7 +6,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import CLIPVisionConfig, LlamaConfig, VideoLlavaConfig, VideoLlavaForConditionalGeneration
 
 from tests.torch_bridge.fake_pair import EOS, REAL, fake_clip, fake_drafter, fake_target
-from torch_bridge.answers import Batch
+from torch_bridge.answers import Batch, Workspace
 from torch_bridge.decode import Decoder
 from torch_bridge.pair import load_pair
 from torch_bridge.video_llava import Target, load_target
@@ -19,6 +19,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 STEPS = 24
 CLOSE = {"rtol": 0, "atol": 5e-5}
+DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 CLIPS = [fake_clip(number) for number in range(3)]
 
 
@@ -77,6 +78,21 @@ def test_answers_can_be_taken_again_because_the_cache_returns_to_the_prompt(targ
     batch = Batch(target, CLIPS[:1], QUESTIONS[:3])
     first, again = batch.answer(6), batch.answer(6)
     assert torch.equal(first.hidden, again.hidden)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_batches_of_changing_sizes_use_one_workspace_one_after_the_other(answers, device):
+    """On a GPU each size captures its own step; what one batch left behind is seen by no later one."""
+    vlm = fake_target()
+    vlm.model.to(device)
+    space = Workspace(vlm)
+    for chosen in ([0, 1, 2], [2], [1, 0, 2], [0], [0, 1, 2]):
+        batch = Batch(vlm, [CLIPS[clip] for clip in chosen], QUESTIONS, workspace=space).answer(STEPS)
+        rows = [clip * len(QUESTIONS) + slot for clip in chosen for slot in range(len(QUESTIONS))]
+        assert batch.ids.tolist() == answers.ids[rows].tolist()
+        torch.testing.assert_close(
+            batch.hidden.cpu(), answers.hidden[rows], rtol=0, atol=1e-3 if device == "cuda" else 5e-5
+        )
 
 
 def test_synced_states_are_those_of_the_drafter_reading_the_targets_tokens_one_by_one(answers):

@@ -27,6 +27,7 @@ from xmsd_jax.data.store import Store
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
+PAIRS_OF_DEVICES = [("cpu", "cpu"), *([("cuda:0", "cuda:1")] if torch.cuda.device_count() > 1 else [])]
 SETTINGS = Settings(max_new_tokens=8, batch=4, shard_rows=40)
 
 
@@ -39,11 +40,11 @@ def extracted(root, folder, settings, **more):
     return Store.open(extract_split(root, folder, "train", fake_target(), fake_drafter(), settings, **more))
 
 
-def same_answers(one: Store, other: Store) -> None:
+def same_answers(one: Store, other: Store, atol: float = 5e-5) -> None:
     for name in ("target_ids", "drafter_ids", "target_len", "drafter_len", "clip", "question"):
         np.testing.assert_array_equal(one.read(name), other.read(name))
     for name in ("target_hidden", "drafter_hidden", "drafter_synced"):
-        np.testing.assert_allclose(one.read(name), other.read(name), rtol=0, atol=5e-5)
+        np.testing.assert_allclose(one.read(name), other.read(name), rtol=0, atol=atol)
 
 
 def clips_in(store: Store) -> list[list[int]]:
@@ -202,10 +203,15 @@ def test_halves_hold_every_clip_and_the_second_closes_the_shard():
     assert first.questions == second.questions == job.questions
 
 
-def test_models_on_two_devices_answer_side_by_side_as_one_after_the_other(tmp_path, folder, monkeypatch):
-    apart = extracted(tmp_path / "one", folder, SETTINGS)
+@pytest.mark.parametrize("places", PAIRS_OF_DEVICES)
+def test_models_on_two_devices_answer_side_by_side_as_one_after_the_other(tmp_path, folder, monkeypatch, places):
+    """On two GPUs each model captures its own decode step while the other one works."""
+    apart, pair = extracted(tmp_path / "one", folder, SETTINGS), (fake_target(), fake_drafter())
+    for vlm, place in zip(pair, places, strict=True):
+        vlm.model.to(place)
     monkeypatch.setattr(Pair, "_side_by_side", True)
-    same_answers(extracted(tmp_path / "two", folder, SETTINGS), apart)
+    beside = extract_split(tmp_path / "two", folder, "train", *pair, replace(SETTINGS, batch=3))
+    same_answers(Store.open(beside), apart, atol=5e-5 if places[0] == "cpu" else 1e-3)
 
 
 @pytest.mark.parametrize(("most", "clips", "size"), [(19, 32, 16), (32, 32, 32), (1, 32, 1), (31, 32, 16), (5, 3, 3)])
