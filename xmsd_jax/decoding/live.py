@@ -34,7 +34,7 @@ from xmsd_jax.config import ConfigError
 from xmsd_jax.decoding.clock import Clock
 from xmsd_jax.decoding.judge import Judge, check_draft, no_draft, split
 from xmsd_jax.decoding.ports import Context, Draft, Drafter, DrafterLane, Prompt, Span, Verified, Verifier
-from xmsd_jax.decoding.stopping import Answer
+from xmsd_jax.decoding.stopping import Answer, Listener
 from xmsd_jax.decoding.trace import Iteration, Origin, Trace
 
 
@@ -71,6 +71,7 @@ def decode(
     config: LiveConfig,
     rng: np.random.Generator | None = None,
     prefill_drafter: Drafter | None = None,
+    listener: Listener | None = None,
 ) -> Trace:
     """Decode one answer.
 
@@ -81,13 +82,14 @@ def decode(
         config: lengths, temperature, phase-1 mode.
         rng: needed at T > 0, unused at T = 0.
         prefill_drafter: of phase 1; None takes `drafter`.
+        listener: told of the tokens as they are verified; its time is part of the answer's.
 
     Raises ValueError on a draft that is longer than asked for or holds an id that is not real, ConfigError on a
     capacity below `max_new_tokens` and on phase 1 without any drafter.
     """
     prefill_drafter = drafter if prefill_drafter is None else prefill_drafter
     _check(verifier, prefill_drafter, config)
-    run = _Run(verifier, prompt, config, Judge(temperature=config.temperature, rng=rng))
+    run = _Run(verifier, prompt, config, Judge(temperature=config.temperature, rng=rng), listener)
     run.begin(lanes_of(prefill_drafter, drafter))
     free = run.prefill(prefill_drafter)
     while run.answer.stop is None:
@@ -124,10 +126,12 @@ def _check(verifier: Verifier, prefill_drafter: Drafter | None, config: LiveConf
 class _Run:
     """The state of one answer in the making. Between calls the cache holds the prompt and all tokens but the last."""
 
-    def __init__(self, verifier: Verifier, prompt: Prompt, config: LiveConfig, judge: Judge) -> None:
+    def __init__(
+        self, verifier: Verifier, prompt: Prompt, config: LiveConfig, judge: Judge, listener: Listener | None
+    ) -> None:
         self.verifier, self.prompt, self.config, self.judge = verifier, prompt, config, judge
         self.clock = Clock(verifier)
-        self.answer = Answer(eos_ids=verifier.eos_ids, max_new_tokens=config.max_new_tokens)
+        self.answer = Answer(eos_ids=verifier.eos_ids, max_new_tokens=config.max_new_tokens, listener=listener)
         self.iterations: list[Iteration] = []
         self.hidden: tuple[Any, ...] = ()
         self.lanes: Sequence[DrafterLane] = ()
