@@ -132,6 +132,10 @@ def _main(arguments: list[str]) -> int:
         from xmsd_jax.pipeline.convert_command import command as convert
 
         return convert(*_split(arguments[1:]))
+    if arguments[0] == "ask":
+        from xmsd_jax.pipeline.ask_command import command as ask
+
+        return ask(*_split(arguments[1:], {"check"}))
     if arguments[0] == "--version":
         print(f"xmsd {__version__}")
         return 0
@@ -259,6 +263,7 @@ stages:
 
 other:
   adapters   the architectures: parameters, inputs, causal, offset [--width 4096] [--json]
+  ask        a question about a clip, the answer streamed with where its tokens came from
   convert    the study's .pt chunk folders to stores and back; stores to float8
 
 CONFIG is a YAML file or the name of a packaged one (demo/small.yaml); `xmsd STAGE --help` lists its fields.
