@@ -233,6 +233,16 @@ def test_help_of_stages_names_the_fields_of_their_sections(capsys):
         assert [field for field in fields if field not in shown] == []
 
 
+def test_a_reader_that_has_gone_ends_a_command_quietly():
+    command = [sys.executable, "-m", "xmsd_jax.cli", "adapters", "--json"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait() == 141
+
+
 def test_adapters_are_listed_as_json_and_as_a_table(capsys):
     assert cli.main(["adapters", "--json", "--width", "64"]) == 0
     listed = json.loads(capsys.readouterr().out)

@@ -111,9 +111,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # before jax loads: torch shares the GPU
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
-        return _main(arguments)
+        code = _main(arguments)
+        sys.stdout.flush()
+        return code
     except UserError as error:
         return _stop("error", error, 2)
+    except BrokenPipeError:
+        # The reader has gone (`| head`): nothing is left to say, and the last flush must not raise again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + 13  # as a shell reports SIGPIPE
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise

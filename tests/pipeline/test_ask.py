@@ -3,6 +3,8 @@
 import io
 import re
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -266,3 +268,12 @@ def test_the_taught_sentences_are_of_places_that_the_shipped_weights_were_traine
     world = configs.load(TrainConfig, configs.find("tiny/pair.yaml")).world
     assert world.seed == fitted.TAUGHT_SEED
     assert world.sequences[fitted.TAUGHT_SPLIT] >= fitted.TAUGHT_PLACES
+
+
+def test_the_three_lines_of_the_readme_answer():
+    readme = (Path(__file__).resolve().parents[2] / "README.md").read_text()
+    [code] = [block for block in re.findall(r"```python\n(.*?)```", readme, re.DOTALL) if "pipeline.ask" in block]
+    names: dict[str, Any] = {}
+    exec(code, names)
+    assert names["told"].text
+    assert len(names["told"].origins) == len(names["told"].ids)
