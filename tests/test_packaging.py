@@ -97,4 +97,4 @@ def name_of(requirement: str) -> str:
 
 
 def test_the_extras_of_the_contract_exist():
-    assert set(project()["optional-dependencies"]) == {"cuda12", "cuda13", "nf4", "dsec", "stream", "dev"}
+    assert set(project()["optional-dependencies"]) == {"cuda12", "cuda13", "nf4", "dsec", "dev"}
