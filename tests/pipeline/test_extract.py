@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.torch_bridge.fake_pair import fake_clips, fake_drafter, fake_target
+from tests.pipeline.fake_loading import load_fakes
+from tests.torch_bridge.fake_pair import fake_clips
 from torch_bridge.pair import load_pair
 from xmsd_jax.config import ConfigError, UserError, find, load
 from xmsd_jax.data.clip_folder import ClipFolder
@@ -25,16 +26,7 @@ def config(tmp_path):
 @pytest.fixture
 def loaded(monkeypatch):
     """The fake pair in place of model folders; counts how often it is loaded."""
-    calls = []
-
-    def load_fakes(**options):
-        calls.append(options)
-        return fake_target(), fake_drafter()
-
-    monkeypatch.setattr(extract, "pair_options", lambda pair: {"dtype": pair.dtype})
-    monkeypatch.setattr("torch_bridge.pair.load_pair", load_fakes)
-    monkeypatch.setattr(extract, "pair_fingerprint", lambda pair: f"fingerprint of {pair.target}")
-    return calls
+    return load_fakes(monkeypatch)
 
 
 def test_each_split_becomes_a_store(config, loaded, tmp_path, capsys):

@@ -6,7 +6,8 @@ from dataclasses import replace
 import pytest
 
 from tests.data.writing import contents
-from tests.torch_bridge.fake_pair import fake_clips, fake_drafter, fake_target
+from tests.pipeline.fake_loading import load_fakes
+from tests.torch_bridge.fake_pair import fake_clips
 from xmsd_jax import cli
 from xmsd_jax.config import UserError, to_yaml
 from xmsd_jax.data.parts import Part, claim
@@ -24,16 +25,7 @@ def config(tmp_path):
 @pytest.fixture(autouse=True)
 def loaded(monkeypatch):
     """The fake pair in place of model folders; counts how often it is loaded."""
-    calls = []
-
-    def load_fakes(**options):
-        calls.append(options)
-        return fake_target(), fake_drafter()
-
-    monkeypatch.setattr(extract, "pair_options", lambda pair: {"dtype": pair.dtype})
-    monkeypatch.setattr("torch_bridge.pair.load_pair", load_fakes)
-    monkeypatch.setattr(extract, "pair_fingerprint", lambda pair: f"fingerprint of {pair.target}")
-    return calls
+    return load_fakes(monkeypatch)
 
 
 def splits_of(run_dir):

@@ -40,7 +40,7 @@ def extracted(root, folder, settings, **more):
     return Store.open(extract_split(root, folder, "train", fake_target(), fake_drafter(), settings, **more))
 
 
-def same_answers(one: Store, other: Store, atol: float = 5e-5) -> None:
+def assert_same_answers(one: Store, other: Store, atol: float = 5e-5) -> None:
     for name in ("target_ids", "drafter_ids", "target_len", "drafter_len", "clip", "question"):
         np.testing.assert_array_equal(one.read(name), other.read(name))
     for name in ("target_hidden", "drafter_hidden", "drafter_synced"):
@@ -71,7 +71,7 @@ def test_a_batch_that_does_not_fit_is_halved_and_so_are_all_that_follow(tmp_path
     )
     out_of_memory_above(2, monkeypatch)
     halved = extracted(tmp_path / "halved", folder, SETTINGS)
-    same_answers(halved, whole)
+    assert_same_answers(halved, whole)
     assert tried.count(4) == 1, "the size that failed is not tried again"
     assert max(map(len, clips_in(halved))) == 2
     assert max(map(len, clips_in(whole))) == 4
@@ -123,7 +123,7 @@ def test_memory_may_run_out_anywhere_in_a_batch(tmp_path, folder, monkeypatch, p
     with disabled_collector():
         halved = extracted(tmp_path / "halved", folder, SETTINGS)
     assert held[0] == 0
-    same_answers(halved, whole)
+    assert_same_answers(halved, whole)
     assert clips_in(halved) == [[0, 1], [2, 3], [4, 5], [6, 7], [8, 9]]
 
 
@@ -184,7 +184,7 @@ def test_a_run_planned_with_other_memory_goes_on_in_the_same_store(tmp_path, fol
     monkeypatch.setattr(batching, "WITHOUT_GPU", 1)
     resumed = extracted(tmp_path / "two", folder, planned)
     assert clips_in(resumed) == [[0, 1], [2], [3], [4, 5], [6], [7], [8, 9]]
-    same_answers(resumed, whole)
+    assert_same_answers(resumed, whole)
 
 
 @pytest.mark.parametrize(("questions", "rows"), [((0, 3, 7), 10), ((5,), 4), (tuple(range(10)), 25), ((1, 2), 64)])
@@ -192,7 +192,7 @@ def test_shards_that_cut_clips_and_smaller_last_batches_give_the_same_rows(tmp_p
     cut = extracted(tmp_path / "cut", folder, replace(SETTINGS, questions=questions, batch=3, shard_rows=rows))
     plain = extracted(tmp_path / "plain", folder, replace(SETTINGS, questions=questions, batch=1, shard_rows=1000))
     assert cut.rows == 10 * len(questions)
-    same_answers(cut, plain)
+    assert_same_answers(cut, plain)
 
 
 def test_halves_hold_every_clip_and_the_second_closes_the_shard():
@@ -211,7 +211,7 @@ def test_models_on_two_devices_answer_side_by_side_as_one_after_the_other(tmp_pa
         vlm.model.to(place)
     monkeypatch.setattr(Pair, "_side_by_side", True)
     beside = extract_split(tmp_path / "two", folder, "train", *pair, replace(SETTINGS, batch=3))
-    same_answers(Store.open(beside), apart, atol=5e-5 if places[0] == "cpu" else 1e-3)
+    assert_same_answers(Store.open(beside), apart, atol=5e-5 if places[0] == "cpu" else 1e-3)
 
 
 @pytest.mark.parametrize(("most", "clips", "size"), [(19, 32, 16), (32, 32, 32), (1, 32, 1), (31, 32, 16), (5, 3, 3)])

@@ -78,7 +78,7 @@ def ours(model: EventGPT) -> Tensor:
     return model.lm_head(model.language_model(inputs_embeds=row[None]).last_hidden_state[0])
 
 
-def same(found: Tensor, wanted: Tensor) -> None:
+def assert_same_logits(found: Tensor, wanted: Tensor) -> None:
     torch.testing.assert_close(found, wanted, rtol=0, atol=3e-5)
 
 
@@ -88,7 +88,7 @@ def test_a_checkpoint_with_its_tower_gives_the_logits_of_its_tensors(tmp_path, c
     folder = write_checkpoint(tmp_path / "model", with_tower(llama, clip, names=names), files)
     (clip_folder / "model.safetensors").unlink()  # only its config.json is needed then
     model = load_drafter(folder, vision_tower=clip_folder)
-    same(ours(model), expected(llama, clip, model))
+    assert_same_logits(ours(model), expected(llama, clip, model))
 
 
 @pytest.mark.parametrize("files", FILES)
@@ -104,13 +104,13 @@ def test_a_checkpoint_without_a_tower_takes_a_clip_folders(tmp_path, llama, clip
     write(tmp_path / "model" / "tower", WHOLE_CLIP if whole else CLIP_CONFIG, tower | text, files)
     folder = write_checkpoint(tmp_path / "model", llama, mm_visual_tower="tower")
     model = load_drafter(folder)
-    same(ours(model), expected(llama, clip, model))
+    assert_same_logits(ours(model), expected(llama, clip, model))
 
 
 def test_an_absolute_folder_may_stand_in_the_config(tmp_path, clip_folder, llama, clip):
     folder = write_checkpoint(tmp_path / "model", llama, mm_visual_tower=str(clip_folder))
     model = load_drafter(folder)
-    same(ours(model), expected(llama, clip, model))
+    assert_same_logits(ours(model), expected(llama, clip, model))
 
 
 @pytest.mark.parametrize("written", [LLAMA_CONFIG["mm_visual_tower"], "/train/host/clip-vit-large-patch14-336"])
@@ -127,7 +127,7 @@ def test_a_model_without_an_adaptor_has_none(tmp_path, clip_folder, llama, clip,
     without = {name: tensor for name, tensor in llama.items() if "feature_adaptor" not in name}
     folder = write_checkpoint(tmp_path / "model", without, **keys)
     model = load_drafter(folder, vision_tower=clip_folder)
-    same(ours(model), expected(without, clip, model, passes=0))
+    assert_same_logits(ours(model), expected(without, clip, model, passes=0))
     with pytest.raises(ConfigError, match="adaptor_passes"):
         load_drafter(folder, vision_tower=clip_folder, adaptor_passes=2)
     full = write_checkpoint(tmp_path / "full", llama, **keys)
@@ -140,7 +140,7 @@ def test_the_studys_second_pass_of_the_adaptor_is_an_option_and_changes_the_fing
 ):
     folder = write_checkpoint(tmp_path / "model", llama)
     once, twice = (load_drafter(folder, vision_tower=clip_folder, adaptor_passes=n) for n in (1, 2))
-    same(ours(twice), expected(llama, clip, twice, passes=2))
+    assert_same_logits(ours(twice), expected(llama, clip, twice, passes=2))
     assert (ours(once) - ours(twice)).abs().max() > 0.1
     assert once.fingerprint != twice.fingerprint
     # the study ran its second pass over the aggregated features: the same, as means and affine maps commute
@@ -185,7 +185,7 @@ def test_the_files_may_go_away_once_the_model_is_loaded(tmp_path, clip_folder, l
     model = load_drafter(folder, vision_tower=clip_folder)
     for file in (folder / "model.safetensors", clip_folder / "model.safetensors"):
         file.write_bytes(b"0" * file.stat().st_size)
-    same(ours(model), expected(llama, clip, model))
+    assert_same_logits(ours(model), expected(llama, clip, model))
 
 
 @pytest.mark.parametrize("files", FILES)

@@ -48,7 +48,8 @@ def write(folder: Path, pieces, trainer=BPE, normalizer=LLAMA) -> Path:
     return folder
 
 
-def refusal(folder: Path) -> str:
+def assert_refused(folder: Path) -> str:
+    """In one error that names the file; returned, for what else it says."""
     with pytest.raises(ModelFolderError, match=r"tokenizer\.model: no tokenizer") as caught:
         read_tokenizer(folder)
     return str(caught.value)
@@ -85,7 +86,7 @@ def test_added_tokens_have_their_ids_or_are_refused(tmp_path):
     (tmp_path / "added_tokens.json").write_text(json.dumps({"<ev_end>": after + 1, "<ev_start>": after}))
     assert text_ids(read_tokenizer(tmp_path), "<ev_start><ev_end>").tolist() == [after, after + 1]
     (tmp_path / "added_tokens.json").write_text(json.dumps({"<ev_start>": after + 7}))
-    assert f"the id {after + 7}, which would be {after}" in refusal(tmp_path)
+    assert f"the id {after + 7}, which would be {after}" in assert_refused(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -101,7 +102,7 @@ def test_added_tokens_have_their_ids_or_are_refused(tmp_path):
     ],
 )
 def test_another_kind_of_model_is_refused(tmp_path, other):
-    assert "no BPE model that keeps text" in refusal(write(tmp_path, HEAD + BYTES + TEXT, **other))
+    assert "no BPE model that keeps text" in assert_refused(write(tmp_path, HEAD + BYTES + TEXT, **other))
 
 
 @pytest.mark.parametrize(
@@ -109,20 +110,20 @@ def test_another_kind_of_model_is_refused(tmp_path, other):
     [(HEAD + TEXT, "256 bytes"), (HEAD + HEAD[:1] + BYTES, "twice"), (HEAD[1:] + BYTES, "one unknown"), ([], "one")],
 )
 def test_a_vocabulary_that_is_not_llamas_kind_is_refused(tmp_path, pieces, says):
-    assert says in refusal(write(tmp_path, pieces))
+    assert says in assert_refused(write(tmp_path, pieces))
 
 
 @pytest.mark.parametrize("kept", [1, 5, 100, 3000])
 def test_a_file_that_is_cut_off_is_refused(tmp_path, kept):
     path = write(tmp_path, HEAD + BYTES + TEXT) / "tokenizer.model"
     path.write_bytes(path.read_bytes()[:kept])
-    refusal(tmp_path)
+    assert_refused(tmp_path)
 
 
 @pytest.mark.parametrize("content", [b"\xff" * 40, b"\x0b", b"not a model", b'{"version": "1.0"}'])
 def test_a_file_that_is_no_model_is_refused(tmp_path, content):
     (tmp_path / "tokenizer.model").write_bytes(content)
-    refusal(tmp_path)
+    assert_refused(tmp_path)
 
 
 def test_llamas_own_vocabulary_gives_its_list_of_merges_and_the_studys_lengths(tmp_path, llama_vocabulary):
