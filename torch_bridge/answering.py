@@ -1,10 +1,11 @@
 """Both models answer a batch: the target's answer, the drafter's own, and the drafter reading the target's."""
 
 import gc
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from torch_bridge.expand import Expand, expand, is_expanded
 from torch_bridge.overlap import Leaving, Span
 from torch_bridge.vlm import VLM
 from xmsd_jax.config import UserError
+from xmsd_jax.data.manifest import States
 from xmsd_jax.data.questions import QUESTIONS
 
 T = TypeVar("T")
@@ -22,34 +24,30 @@ Pixels = tuple[Any, Any]
 """What target and drafter look at of one clip, as their `pixels` make it."""
 
 
-class Wishes(Protocol):
-    """What is needed of `torch_bridge.extraction.Settings`."""
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What is extracted and how rows are put together; all that numbers depend on is recorded in the store.
 
-    @property
-    def questions(self) -> tuple[int, ...]:
-        """Indices into QUESTIONS."""
-        ...
+    `questions` are indices into QUESTIONS; `batch` is the number of clips that are answered together, each with all its
+    questions, None to plan it from free memory; `shard_rows` is what a killed run loses at most. A multiple of the
+    number of questions keeps a clip's questions together. `inputs` says what the models see of a clip beyond their own
+    configuration; `states` how states lie on disk: in their own dtype, or in 8 bits. `expand`: see
+    `torch_bridge.expand`; which models were is noted beside the batches.
+    """
 
-    @property
-    def max_new_tokens(self) -> int:
-        """Tokens of an answer at most."""
-        ...
-
-    @property
-    def shard_rows(self) -> int:
-        """Rows that are written together."""
-        ...
-
-    @property
-    def expand(self) -> Expand:
-        """Whether 4-bit layers are computed once."""
-        ...
+    questions: tuple[int, ...] = tuple(range(len(QUESTIONS)))
+    max_new_tokens: int = 64
+    batch: int | None = 1
+    shard_rows: int = 320
+    inputs: Mapping[str, Any] = field(default_factory=dict)
+    states: States = "native"
+    expand: Expand = "auto"
 
 
 class Pair:
     """Target and drafter, one after the other on one device, or side by side where each has its own."""
 
-    def __init__(self, target: VLM, drafter: VLM, settings: Wishes) -> None:
+    def __init__(self, target: VLM, drafter: VLM, settings: Settings) -> None:
         """Expand 4-bit layers if that is wanted."""
         self.target, self.drafter, self.settings = target, drafter, settings
         for vlm in (target, drafter):

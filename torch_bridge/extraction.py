@@ -3,50 +3,26 @@
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import tokenizers
 import torch
 import transformers
 
-from torch_bridge.answering import Pair, Pixels
+from torch_bridge.answering import Pair, Pixels, Settings
 from torch_bridge.batching import Job, plan
-from torch_bridge.expand import Expand
 from torch_bridge.overlap import Behind, Leaving, Span, ahead, to_numpy
 from torch_bridge.quantize import dense_weight
 from torch_bridge.vlm import VLM, prompt_ids
 from xmsd_jax.config import UserError
 from xmsd_jax.data.clip_folder import ClipEntry, ClipFolder
-from xmsd_jax.data.manifest import States
 from xmsd_jax.data.parts import WHOLE, Part
 from xmsd_jax.data.questions import QUESTIONS
 from xmsd_jax.data.store import Manifest, StoreError, StoreWriter
 from xmsd_jax.data.store_layout import head_fingerprint, keep_head
 from xmsd_jax.runs import progress
-
-
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """What is extracted and how rows are put together; all that numbers depend on is recorded in the store.
-
-    `questions` are indices into QUESTIONS; `batch` is the number of clips that are answered together, each with all its
-    questions, None to plan it from free memory; `shard_rows` is what a killed run loses at most. A multiple of the
-    number of questions keeps a clip's questions together. `inputs` says what the models see of a clip beyond their own
-    configuration; `states` how states lie on disk: in their own dtype, or in 8 bits. `expand`: see
-    `torch_bridge.expand`; which models were is noted beside the batches.
-    """
-
-    questions: tuple[int, ...] = tuple(range(len(QUESTIONS)))
-    max_new_tokens: int = 64
-    batch: int | None = 1
-    shard_rows: int = 320
-    inputs: Mapping[str, Any] = field(default_factory=dict)
-    states: States = "native"
-    expand: Expand = "auto"
 
 
 def extract_split(
