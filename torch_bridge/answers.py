@@ -16,7 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from torch_bridge.decode import CAPTURING, Decoder
+from torch_bridge.decode import Decoder
+from torch_bridge.graphs import CAPTURING
 from torch_bridge.shared_prefix import Shape, SharedPrefix
 from torch_bridge.vlm import VLM, embed
 from xmsd_jax.data.clips import Clip

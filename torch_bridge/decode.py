@@ -4,18 +4,14 @@ A step emits a token from the state before it, reads that token, and leaves the 
 memory that stays where it is, so the captured step is replayed without Python in it.
 """
 
-from functools import cache
-from threading import Lock
-
 import torch
 from torch import Tensor
 
+from torch_bridge.graphs import captured
 from torch_bridge.shared_prefix import SharedPrefix
 from torch_bridge.vlm import VLM
 
 LOOKS = 8  # steps between two looks at whether all rows have ended: each waits for the GPU
-_WARM_UPS = 2  # plain steps before a capture: libraries set themselves up in them
-CAPTURING = Lock()  # a process captures one graph at a time, and gives no memory back meanwhile
 
 
 class Decoder:
@@ -81,23 +77,7 @@ class Decoder:
     def _captured(self) -> torch.cuda.CUDAGraph:
         """The step as a graph; what trying it out changes is put back."""
         kept = [x.clone() for x in (self._state, self._position, self._step, self._ended)]
-        device, graph = self._vlm.device, torch.cuda.CUDAGraph()
-        side, current = _side_stream(device), torch.cuda.current_stream(device)
-        side.wait_stream(current)
-        with torch.cuda.device(device), torch.cuda.stream(side):  # left again in any case: a failed capture stays in it
-            for _ in range(_WARM_UPS):
-                self._one_step()
-            # Of this thread alone: another one may be copying, or at work for the other model.
-            with CAPTURING, torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"):
-                self._one_step()
-        current.wait_stream(side)
+        graph = captured(self._vlm.device, self._one_step)
         for now, before in zip((self._state, self._position, self._step, self._ended), kept, strict=True):
             now.copy_(before)
         return graph
-
-
-@cache
-def _side_stream(device: torch.device) -> torch.cuda.Stream:
-    """The stream of a device's captures: torch's own belongs to the first device that captured, and a new one each
-    time would leave a matrix library's workspace behind."""
-    return torch.cuda.Stream(device)

@@ -24,15 +24,16 @@ class TorchLane:
     a timed answer must not have it.
     """
 
-    def __init__(self, vlm: VLM, *, max_new_tokens: int, share: bool = False) -> None:
-        """Answer with `vlm`, at most `max_new_tokens` of its own."""
+    def __init__(self, vlm: VLM, *, max_new_tokens: int, share: bool = False, session: Session | None = None) -> None:
+        """Answer with `vlm`, at most `max_new_tokens` of its own, in `session` (None: eagerly)."""
         self._vlm, self._limit, self.share = vlm, max_new_tokens, share
-        self._session = Session(vlm)
+        self._session = Session(vlm) if session is None else session
         self._prompt: Prompt | None = None
         self._spans: list[Span] = []
         shape = (max_new_tokens + 1, vlm.width)
         self._states = torch.zeros(shape, dtype=vlm.dtype, device=vlm.device)  # after reading _read[:u], at u
         self._own_states = torch.zeros(shape, dtype=vlm.dtype, device=vlm.device)
+        self._newest = self._states[:0]  # of the last pass, as the session gave it
         self._read: list[int] = []
         self._own_ids: list[int] = []
 
@@ -52,10 +53,10 @@ class TorchLane:
         self._check(0)
         while len(self._own_ids) < count and not self._ended:
             with self._span("drafter step"):
+                place = len(self._own_ids)
                 self._seek(self._own_ids)
-                state = self._states[len(self._own_ids)]
-                self._own_states[len(self._own_ids)] = state
-                self._own_ids.append(int(self._session.head(state).argmax()))
+                self._own_states[place] = self._states[place]
+                self._own_ids.append(self._emitted(place))
         return self._own_states[: min(count, len(self._own_ids))]
 
     def synced(self, ids: SomeIds) -> Tensor:
@@ -87,9 +88,17 @@ class TorchLane:
         """Have read exactly `ids` after the prompt: crop to the common prefix, read the rest in one pass."""
         keep = _common(self._read, ids)
         self._session.crop(len(self._read) - keep)
+        self._newest = self._states[:0]
         if len(ids) > keep:
-            self._states[keep + 1 : len(ids) + 1] = self._session.verify(np.asarray(ids[keep:]))
+            read = self._session.verify(np.asarray(ids[keep:]))
+            self._states[keep + 1 : len(ids) + 1] = read
+            self._newest = read[-1:]
         self._read = list(ids)
+
+    def _emitted(self, place: int) -> int:
+        """The token that the state at `place`, the last one read, emits; a static session knows it of its last pass."""
+        state = self._newest if len(self._newest) else self._states[place : place + 1]
+        return int(self._session.emitted(state)[0][0])
 
     @contextmanager
     def _span(self, part: str) -> Iterator[None]:

@@ -20,6 +20,8 @@ from torch.nn import functional
 from transformers import LlamaModel
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
+from torch_bridge.fused_projections import feed_forward, queries_keys_values
+
 SCORES = 1 << 27  # attention weights held at once, in numbers; more rows are worked through in groups of clips
 ALIGNED = 8  # numbers: rows of bfloat16 that do not start at 16 bytes are multiplied by kernels half as fast
 PREFIX_TOKENS = 1 << 14  # read in one forward pass over prefixes, for the memory of its activations
@@ -48,15 +50,18 @@ def forward(llama: LlamaModel, inputs: Tensor, positions: Tensor, attend: Attend
     model: Any = llama
     turned = model.rotary_emb(inputs, position_ids=positions)
     for number, layer in enumerate(model.layers):
-        block, normed = layer.self_attn, layer.input_layernorm(inputs)
-        query, key, value = (
-            project(normed).unflatten(-1, (-1, block.head_dim)).transpose(1, 2)
-            for project in (block.q_proj, block.k_proj, block.v_proj)
-        )
-        query, key = apply_rotary_pos_emb(query, key, *turned)
-        inputs = inputs + block.o_proj(attend(number, query, key, value).transpose(1, 2).flatten(2))
-        inputs = inputs + layer.mlp(layer.post_attention_layernorm(inputs))
+        inputs = decoder_layer(layer, inputs, turned, partial(attend, number))
     return model.norm(inputs)
+
+
+def decoder_layer(
+    layer: Any, inputs: Tensor, turned: tuple[Tensor, Tensor], attend: Callable[[Tensor, Tensor, Tensor], Tensor]
+) -> Tensor:
+    """One layer of a Llama over [b, m, d]; `turned` are the rotary embeddings at the positions, cosine and sine."""
+    query, key, value = queries_keys_values(layer.self_attn, layer.input_layernorm(inputs))
+    query, key = apply_rotary_pos_emb(query, key, *turned)
+    inputs = inputs + layer.self_attn.o_proj(attend(query, key, value).transpose(1, 2).flatten(2))
+    return inputs + feed_forward(layer.mlp, layer.post_attention_layernorm(inputs))
 
 
 class SharedPrefix:

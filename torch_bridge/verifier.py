@@ -7,21 +7,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from torch_bridge.vlm import VLM, Session, prompt_ids
+from torch_bridge.vlm import VLM, LateIds, Session, now, prompt_ids
 from xmsd_jax.decoding.ports import Prompt, Verified
 
 
 class TorchVerifier:
-    """Verifies drafts with a VLM, eagerly, batch 1.
+    """Verifies drafts with a VLM, batch 1: eagerly, or over a static cache (`torch_bridge.static_session`).
 
     Emitted ids are the argmax over the FULL padded vocabulary: what the target itself says. Drafts are masked by who
     makes them (`vocabulary` is the number of real ids). Each pass waits for the device once, to copy the ids.
     """
 
-    def __init__(self, vlm: VLM) -> None:
-        """Verify with `vlm`, which is loaded already."""
+    def __init__(self, vlm: VLM, session: Session | None = None) -> None:
+        """Verify with `vlm`, which is loaded already, in `session`; None: eagerly."""
         self.vlm = vlm
-        self._session = Session(vlm)
+        self._session = Session(vlm) if session is None else session
         self._times = {"vision": 0.0, "prefill": 0.0}
 
     @property
@@ -39,6 +39,11 @@ class TorchVerifier:
         """Seconds of the last prefill's parts; vision is 0 when its encoding was given."""
         return dict(self._times)
 
+    @property
+    def capacity(self) -> int | None:
+        """Tokens after the prompt that the cache holds; None where it grows."""
+        return getattr(self._session, "capacity", None)
+
     def prompt_ids(self, prompt: Prompt) -> np.ndarray:
         """Return the text ids of the prompt, int32[s]."""
         return prompt_ids(self.vlm, prompt.question)
@@ -48,13 +53,14 @@ class TorchVerifier:
         return self._session.encode(prompt.clip)
 
     def prefill(
-        self, prompt: Prompt, draft_ids: Sequence[int] = (), *, logits: bool = False, visual: Tensor | None = None
+        self, prompt: Prompt, draft_ids: LateIds = (), *, logits: bool = False, visual: Tensor | None = None
     ) -> Verified:
         """Start a new answer: read the prompt, and `draft_ids` in the same pass (`ride`); m = len(draft_ids) + 1.
 
         Args:
             prompt: clip and question.
-            draft_ids: ids for the answer's first positions; crop those that turn out wrong.
+            draft_ids: ids for the answer's first positions; crop those that turn out wrong. A function that gives them
+                is called when the visual tokens are on their way through the model (`Session.prefill`).
             logits: also return the logits.
             visual: an encoding from `encode`, so that it is not computed again (its time is then 0).
         """
@@ -86,9 +92,8 @@ class TorchVerifier:
 
     @torch.inference_mode()
     def _emit(self, hidden: Tensor, logits: bool) -> Verified:
-        scores = self._session.head(hidden)
-        ids = scores.argmax(dim=-1).to(torch.int32).cpu().numpy()
-        return Verified(ids=ids, hidden=hidden, logits=scores.float().cpu().numpy() if logits else None)
+        ids, scores = self._session.emitted(hidden, logits)
+        return Verified(ids=ids, hidden=hidden, logits=None if scores is None else scores.float().cpu().numpy())
 
 
 class SharedVerifier(TorchVerifier):
@@ -97,14 +102,14 @@ class SharedVerifier(TorchVerifier):
     For comparing decoding alone: ids, states and passes are those of a whole answer, the times of the prefill are not.
     """
 
-    def __init__(self, vlm: VLM) -> None:
-        """Verify with `vlm`."""
-        super().__init__(vlm)
+    def __init__(self, vlm: VLM, session: Session | None = None) -> None:
+        """Verify with `vlm`, as `TorchVerifier`."""
+        super().__init__(vlm, session)
         self._prompt: Prompt | None = None
         self._first: Tensor | None = None
 
     def prefill(
-        self, prompt: Prompt, draft_ids: Sequence[int] = (), *, logits: bool = False, visual: Tensor | None = None
+        self, prompt: Prompt, draft_ids: LateIds = (), *, logits: bool = False, visual: Tensor | None = None
     ) -> Verified:
         """See `TorchVerifier`; of a prompt that is there already, only `draft_ids` are read, in one pass."""
         if prompt is not self._prompt or self._first is None:
@@ -112,5 +117,6 @@ class SharedVerifier(TorchVerifier):
             self._prompt = prompt
         self._session.crop(self._session.read)
         self._times = {"vision": 0.0, "prefill": 0.0}
+        draft_ids = now(draft_ids)
         states = [self._first, *([self._session.verify(draft_ids)] if len(draft_ids) else [])]
         return self._emit(torch.cat(states), logits)

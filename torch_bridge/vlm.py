@@ -5,7 +5,7 @@
 EMITS token t, so `h[0]` belongs to the last prompt position and token t is the *input* of state t+1.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -16,6 +16,10 @@ from transformers import Cache, LlamaModel
 
 from torch_bridge.cache import new_cache
 from xmsd_jax.data.clips import Clip
+
+Ids = Sequence[int] | np.ndarray
+LateIds = Ids | Callable[[], Ids]
+"""Ids, or a function that gives them when they are needed: what it does meanwhile runs beside the model."""
 
 
 @runtime_checkable
@@ -116,7 +120,12 @@ def prompt_ids(vlm: VLM, question: str) -> np.ndarray:
     return np.concatenate(vlm.prompt_pieces(question)).astype(np.int32)
 
 
-def embed(vlm: VLM, ids: Sequence[int] | np.ndarray) -> Tensor:
+def now(ids: LateIds) -> Ids:
+    """Return the ids, of the function if it is one."""
+    return ids() if callable(ids) else ids
+
+
+def embed(vlm: VLM, ids: Ids) -> Tensor:
     """Return the input embeddings of token ids, [t, d].
 
     Raises:
@@ -126,7 +135,7 @@ def embed(vlm: VLM, ids: Sequence[int] | np.ndarray) -> Tensor:
     return table(torch.from_numpy(checked_ids(vlm, ids)).to(vlm.device))
 
 
-def checked_ids(vlm: VLM, ids: Sequence[int] | np.ndarray) -> np.ndarray:
+def checked_ids(vlm: VLM, ids: Ids) -> np.ndarray:
     """Return the ids as int64[t] after checking them against the target's table on the host."""
     checked = np.asarray(ids, dtype=np.int64).reshape(-1)
     rows = vlm.language_model.config.vocab_size
@@ -167,20 +176,20 @@ class Session:
         return self.vlm.encode(clip)
 
     @torch.inference_mode()
-    def prefill(self, question: str, visual: Tensor, ids: Sequence[int] | np.ndarray = ()) -> Tensor:
+    def prefill(self, question: str, visual: Tensor, ids: LateIds = ()) -> Tensor:
         """Start anew: read the prompt with `ids` appended to it, in one pass, and return h[0..k], [k+1, d].
 
         k = len(ids): state j is what the model says after the prompt and ids[:j] (`ride` of SEMANTICS phase 1).
         """
         before, after = self.vlm.prompt_pieces(question)
-        tail = np.concatenate([after, np.asarray(ids, dtype=np.int64).reshape(-1)])
+        tail = np.concatenate([after, np.asarray(now(ids), dtype=np.int64).reshape(-1)])
         inputs = torch.cat([embed(self.vlm, before), visual, embed(self.vlm, tail)])
         self._cache = new_cache()
         self._prompt_length = len(inputs) - (len(tail) - len(after))
         return self._forward(inputs)[self._prompt_length - 1 :]
 
     @torch.inference_mode()
-    def verify(self, ids: Sequence[int] | np.ndarray) -> Tensor:
+    def verify(self, ids: Ids) -> Tensor:
         """Read m >= 1 tokens in one pass and return the m states after each of them, [m, d].
 
         Raises:
@@ -214,6 +223,15 @@ class Session:
     def head(self, hidden: Tensor) -> Tensor:
         """Return the logits [m, v] of states [m, d] over the full padded vocabulary."""
         return self.vlm.lm_head(hidden)
+
+    @torch.inference_mode()
+    def emitted(self, hidden: Tensor, logits: bool = False) -> tuple[np.ndarray, Tensor | None]:
+        """Return what states [m, d] emit: greedy ids int32[m] over the padded vocabulary, on the host.
+
+        With `logits` [m, v] beside them, else None.
+        """
+        scores = self.head(hidden)
+        return scores.argmax(dim=-1).to(torch.int32).cpu().numpy(), scores if logits else None
 
     def _forward(self, inputs: Tensor) -> Tensor:
         out = self.vlm.language_model(inputs_embeds=inputs[None], past_key_values=self._cache, use_cache=True)

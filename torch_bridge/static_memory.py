@@ -1,0 +1,87 @@
+"""Keys, values and states of one prompt and its answer, in memory that never moves: what a CUDA graph can read again.
+
+Column c of the cache holds token c of the text, prompt first. Row t of `states` is h[t], the state that emits token t
+of the answer: it is written when token t - 1 is read. So places are known before a pass runs, and what a rejected draft
+left in columns and rows is written over by what is read next.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from transformers import LlamaModel
+
+from torch_bridge.few_rows import attend_few
+from torch_bridge.shared_prefix import decoder_layer, forward
+
+_ROUNDED = 128  # columns: prompts of nearly the same length share memory and graphs
+
+FewLayer = Callable[..., Tensor]
+"""`few_layer`, plain or compiled."""
+
+
+class StaticMemory:
+    """Room for `columns` tokens and `rows` states of one Llama, on its device and in its dtype."""
+
+    def __init__(self, llama: LlamaModel, *, columns: int, rows: int) -> None:
+        """Take the memory: 2 * layers * key-value width numbers a column, d a row."""
+        config: Any = llama.config
+        like = llama.norm.weight
+        size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        shape = (1, config.num_key_value_heads, rounded(columns), size)
+        self.llama, self.columns = llama, shape[2]
+        self.layers = [(like.new_zeros(shape), like.new_zeros(shape)) for _ in range(config.num_hidden_layers)]
+        self.states = like.new_zeros(rows, config.hidden_size)
+
+    def read_chunk(self, inputs: Tensor, start: int) -> Tensor:
+        """Read embeddings [n, d] into columns `start`.. in one pass; their states [n, d]. For prompts: n is large."""
+        positions = torch.arange(start, start + len(inputs), device=inputs.device)[None]
+        return forward(self.llama, inputs[None], positions, partial(self._attend_chunk, start))[0]
+
+    def _attend_chunk(self, start: int, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        stop = start + query.shape[2]
+        keys, values = self.layers[layer]
+        keys[:, :, start:stop], values[:, :, start:stop] = key, value
+        grouped = query.shape[1] != key.shape[1]
+        attend = partial(functional.scaled_dot_product_attention, enable_gqa=grouped)
+        if start == 0:
+            return attend(query, key, value, is_causal=True)
+        seen = torch.ones(stop - start, stop, dtype=torch.bool, device=query.device).tril(start)
+        return attend(query, keys[:, :, :stop], values[:, :, :stop], attn_mask=seen)
+
+    def read_few(self, inputs: Tensor, length: Tensor, layer_pass: FewLayer) -> Tensor:
+        """Read embeddings [m, d] behind `length` int64[1] columns; returns their states before the norm, [1, m, d]."""
+        columns = length + torch.arange(len(inputs), device=inputs.device)
+        hidden = inputs[None]
+        model: Any = self.llama
+        turned = model.rotary_emb(hidden, position_ids=columns[None])
+        for layer, (keys, values) in zip(model.layers, self.layers, strict=True):
+            hidden = layer_pass(layer, hidden, turned, keys, values, columns, length)
+        return hidden
+
+
+def few_layer(
+    layer: Any,
+    hidden: Tensor,
+    turned: tuple[Tensor, Tensor],
+    keys: Tensor,
+    values: Tensor,
+    columns: Tensor,
+    length: Tensor,
+) -> Tensor:
+    """One layer over few tokens [1, m, d]; their keys and values go into `columns` int64[m] = length, length + 1, ..."""
+
+    def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        keys.index_copy_(2, columns, key)
+        values.index_copy_(2, columns, value)
+        return attend_few(query, keys, values, length)
+
+    return decoder_layer(layer, hidden, turned, attend)
+
+
+def rounded(columns: int) -> int:
+    """The columns that are taken where `columns` are needed."""
+    return -(-columns // _ROUNDED) * _ROUNDED

@@ -1,0 +1,82 @@
+"""A pass over m tokens against a static cache: one CUDA graph from token ids to token ids, or the same code plainly.
+
+All that changes from pass to pass is one packet of int64: the length of the cache, the row of the first state, the ids.
+Packet in, forward, head, argmax, ids out are one graph between two places of pinned memory: the host writes a packet,
+launches, and waits for the ids. On a CPU the same functions run without a graph.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from torch_bridge.graphs import captured
+from torch_bridge.static_memory import FewLayer, StaticMemory, few_layer
+from torch_bridge.vlm import VLM
+
+PROGRAMS = 64  # that one compiled layer may have: one a length and size of the cache, for each model
+_HEADER = 2  # numbers before the ids: length, first row
+
+
+class FewPass:
+    """Reads exactly `count` tokens."""
+
+    def __init__(self, vlm: VLM, memory: StaticMemory, count: int, *, compiled: bool, pool: Any = None) -> None:
+        """Prepare; the graph is captured by the first call. `pool`: of graphs, on a GPU."""
+        self.count = count
+        self._vlm, self._memory, self._pool = vlm, memory, pool
+        self._layer, self._finish = _pieces(compiled)
+        on_gpu = vlm.device.type == "cuda"
+        self._packet = torch.zeros(_HEADER + count, dtype=torch.int64, pin_memory=on_gpu)
+        self._emitted = torch.zeros(count, dtype=torch.int32, pin_memory=on_gpu)
+        self._device_packet = self._packet.to(vlm.device)
+        self._graph: torch.cuda.CUDAGraph | None = None
+
+    def __call__(self, ids: Sequence[int] | np.ndarray, length: int, row: int) -> np.ndarray:
+        """Read `ids` behind `length` tokens, states into rows `row`..; the id that each state emits, int32[count].
+
+        Waits for the device. The ids are a view: read them before the next call.
+        """
+        packet = self._packet.numpy()
+        packet[:_HEADER] = length, row
+        packet[_HEADER:] = ids
+        self._run()
+        return self._emitted.numpy()
+
+    @torch.inference_mode()
+    def _run(self) -> None:
+        device = self._vlm.device
+        if device.type != "cuda":
+            return self._work()
+        if self._graph is None:
+            self._graph = captured(device, self._work, pool=self._pool)
+        self._graph.replay()
+        torch.cuda.current_stream(device).synchronize()
+
+    def _work(self) -> None:
+        packet = self._device_packet.copy_(self._packet, non_blocking=True)
+        length, row, ids = packet[:1], packet[1:_HEADER], packet[_HEADER:]
+        inputs = self._vlm.language_model.get_input_embeddings()(ids)
+        hidden = self._memory.read_few(inputs, length, self._layer)
+        states, emitted = self._finish(self._vlm.language_model.norm, self._vlm.lm_head, hidden)
+        rows = row + torch.arange(self.count, device=row.device)
+        self._memory.states.index_copy_(0, rows, states)
+        self._emitted.copy_(emitted, non_blocking=True)
+
+
+def finish(norm: Any, head: Any, hidden: Tensor) -> tuple[Tensor, Tensor]:
+    """States before the norm [1, m, d] -> states [m, d], greedy ids int32[m] over the padded head."""
+    states = norm(hidden)[0]
+    return states, head(states).argmax(-1).to(torch.int32)
+
+
+@cache
+def _pieces(compiled: bool) -> tuple[FewLayer, Callable[..., tuple[Tensor, Tensor]]]:
+    """A layer and the end of a pass. Compiled ones are compiled once a length: the layers of a model share them."""
+    if not compiled:
+        return few_layer, finish
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, PROGRAMS)
+    return torch.compile(few_layer, dynamic=False), torch.compile(finish, dynamic=False)

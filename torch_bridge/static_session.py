@@ -1,0 +1,186 @@
+"""A conversation over a static KV cache: `Session` with passes that are captured once and replayed.
+
+Passes exist for a few lengths; another length is padded to the next one, and what the padding wrote is written over.
+Longer ones are read as a piece of prompt.
+
+`exact`: every pass is one length, the longest, plain steps too, and a draft that rides on a prompt is read by such
+passes after it. A token's numbers then come from the same kernels of the same shape whoever asks, so speculative ids
+are the greedy ids of the same mode, in bfloat16 and 4 bits too. It costs the difference between a pass of that length
+and one of the length that is needed, and a pass where a draft rides.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from torch_bridge.fused_projections import fuse
+from torch_bridge.static_memory import StaticMemory
+from torch_bridge.static_passes import FewPass
+from torch_bridge.vlm import VLM, Ids, LateIds, Session, checked_ids, embed, now
+from xmsd_jax.config import ConfigError
+
+LENGTHS = (1, 2, 4, 6, 9)
+MOST = 16  # tokens of a captured pass: what attention over few rows is made for
+
+
+class StaticSession(Session):
+    """`Session` (see there) with room for `room` tokens of an answer, `capacity`.
+
+    States [m, d] that it returns are rows of one buffer, `states`: row t is h[t]. They stay until the next prompt,
+    unless they are cropped and read over.
+    """
+
+    def __init__(
+        self,
+        vlm: VLM,
+        *,
+        room: int,
+        lengths: Sequence[int] = LENGTHS,
+        exact: bool = False,
+        compiled: bool | None = None,
+    ) -> None:
+        """Prepare; memory is taken by the first prompt, and graphs are captured by the first pass of each length.
+
+        Args:
+            vlm: the model. On a GPU its parallel projections are fused in place.
+            room: tokens of an answer that fit.
+            lengths: of captured passes; 1 is always one of them.
+            exact: see the module.
+            compiled: whether passes are compiled as well; None compiles on a GPU.
+
+        Raises:
+            ConfigError: a length that is not in 1..16, or no room.
+        """
+        super().__init__(vlm)
+        if room < 1 or not all(1 <= length <= MOST for length in lengths):
+            raise ConfigError(
+                f"a static cache has room for 1 token or more and passes of 1..{MOST}, got {room}, {lengths}"
+            )
+        on_gpu = vlm.device.type == "cuda"
+        self.capacity, self.exact = room, exact
+        self.lengths = (max(lengths),) if exact else tuple(sorted({1, *lengths}))
+        self._padded = on_gpu or exact
+        self._compiled = on_gpu if compiled is None else compiled
+        self._memory: StaticMemory | None = None
+        self._passes: dict[int, FewPass] = {}
+        self._ids = np.empty(0, np.int32)  # that the rows of `states` emit
+        self._length = 0
+        self._pool = torch.cuda.graph_pool_handle() if on_gpu else None
+        if on_gpu:
+            fuse(vlm.language_model)
+
+    @property
+    def length(self) -> int:
+        """Tokens in the cache, prompt included; 0 before the first prefill."""
+        return self._length
+
+    @property
+    def states(self) -> Tensor:
+        """The buffer of states, [rows, d]. Raises ValueError before any prompt."""
+        return self._held().states
+
+    @torch.inference_mode()
+    def prefill(self, question: str, visual: Tensor, ids: LateIds = ()) -> Tensor:
+        """Start anew: read the prompt with `ids` behind it; h[0..k], [k+1, d].
+
+        `ids` may be a function: it is called when the long part, up to the visual tokens, is on its way, and the
+        question is read in a second pass, with the ids. (With `exact` the whole prompt is read first.)
+        """
+        before, after = self.vlm.prompt_pieces(question)
+        long, short = torch.cat([embed(self.vlm, before), visual]), embed(self.vlm, after)
+        memory = self._reserve(len(long) + len(short))
+        whole = self.exact or not callable(ids)
+        start = 0 if whole else len(long)
+        if not whole:
+            memory.read_chunk(long, 0)
+        known = () if self.exact else now(ids)
+        self._check_room(len(known))
+        inputs = torch.cat([long[start:], short, *([embed(self.vlm, known)] if len(known) else [])])
+        self._note(0, memory.read_chunk(inputs, start)[len(inputs) - len(known) - 1 :])
+        self._length = start + len(inputs)
+        if self.exact and len(known := now(ids)):
+            self.verify(known)
+        return self.states[: len(known) + 1]
+
+    @torch.inference_mode()
+    def verify(self, ids: Ids) -> Tensor:
+        """Read m >= 1 tokens; the states after each, [m, d]. Raises ValueError as `Session`, and without room."""
+        if self._memory is None or not self._length:
+            raise ValueError("a session reads tokens after a prompt; received none yet: call prefill first")
+        if len(ids) == 0:
+            raise ValueError("a verification reads at least one token (the last accepted one); received no ids")
+        self._check_room(len(ids))
+        known, first = checked_ids(self.vlm, ids), self.read + 1
+        step = self.lengths[-1] if self.exact else len(known)
+        for start in range(0, len(known), step):
+            self._read(known[start : start + step])
+        return self.states[first : first + len(known)]
+
+    def crop(self, count: int) -> None:
+        """Forget the last `count` tokens read. Raises ValueError as `Session`."""
+        if not 0 <= count <= self.read:
+            raise ValueError(
+                f"crop forgets between 0 and the {self.read} tokens read since the prompt; received {count}: "
+                "crop only rejected draft tokens, and prefill again for a new prompt"
+            )
+        self._length -= count
+
+    def emitted(self, hidden: Tensor, logits: bool = False) -> tuple[np.ndarray, Tensor | None]:
+        """See `Session`. The ids are those that the passes gave, for rows of `states`."""
+        first, stray = divmod(hidden.data_ptr() - self.states.data_ptr(), self.states.stride(0) * hidden.itemsize)
+        if stray or not 0 <= first <= len(self._ids) - len(hidden):
+            return super().emitted(hidden, logits)
+        return self._ids[first : first + len(hidden)].copy(), self.head(hidden) if logits else None
+
+    def warm(self) -> None:
+        """Capture all passes, in the middle of any answer that has room for the longest; it is left as it was."""
+        for count in self.lengths:
+            self.verify([0] * count)
+            self.crop(count)
+
+    def _read(self, ids: np.ndarray) -> None:
+        """Read a piece in one pass."""
+        count, row = len(ids), self.read + 1
+        length = next((n for n in self.lengths if n >= count), None) if self._padded else min(count, MOST)
+        if length is None or length < count:
+            self._note(row, self._held().read_chunk(embed(self.vlm, ids), self._length))
+        else:
+            padded = np.pad(ids, (0, length - count), mode="edge")
+            self._ids[row : row + count] = self._pass(length)(padded, self._length, row)[:count]
+        self._length += count
+
+    def _note(self, row: int, states: Tensor) -> None:
+        """Keep states that no captured pass has kept, with the ids that they emit."""
+        self.states[row : row + len(states)] = states
+        self._ids[row : row + len(states)] = super().emitted(states)[0]
+
+    def _pass(self, length: int) -> FewPass:
+        if length not in self._passes:
+            self._passes[length] = FewPass(self.vlm, self._held(), length, compiled=self._compiled, pool=self._pool)
+        return self._passes[length]
+
+    def _held(self) -> StaticMemory:
+        if self._memory is None:
+            raise ValueError("a session has no memory before its first prompt: call prefill first")
+        return self._memory
+
+    def _check_room(self, count: int) -> None:
+        if self.read + count > self.capacity:
+            raise ValueError(
+                f"the cache has room for {self.capacity} tokens after the prompt; {self.read} are read and {count} more "
+                "were given: make it with more room"
+            )
+
+    def _reserve(self, prompt: int) -> StaticMemory:
+        """Memory for a prompt of so many tokens; another size gives up what is captured."""
+        self._length = self._prompt_length = prompt
+        spare = self.capacity + max(self.lengths)
+        if self._memory is None or self._memory.columns < prompt + spare:
+            self._passes.clear()
+            self._memory = None  # first, so that both are never held at once
+            with torch.inference_mode(False):  # others may write into it, or lend it
+                self._memory = StaticMemory(self.vlm.language_model, columns=prompt + spare, rows=spare + 1)
+            self._ids = np.zeros(spare + 1, np.int32)
+        return self._memory
