@@ -72,7 +72,7 @@ def few_layer(
     columns: Tensor,
     length: Tensor,
 ) -> Tensor:
-    """One layer over few tokens [1, m, d]; their keys and values go into `columns` int64[m] = length, length + 1, ..."""
+    """One layer over few tokens [1, m, d]; keys and values go into `columns` int64[m] = length, length + 1, ..."""
 
     def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         keys.index_copy_(2, columns, key)

@@ -169,8 +169,8 @@ class StaticSession(Session):
     def _check_room(self, count: int) -> None:
         if self.read + count > self.capacity:
             raise ValueError(
-                f"the cache has room for {self.capacity} tokens after the prompt; {self.read} are read and {count} more "
-                "were given: make it with more room"
+                f"the cache has room for {self.capacity} tokens after the prompt; {self.read} are read and "
+                f"{count} more were given: make it with more room"
             )
 
     def _reserve(self, prompt: int) -> StaticMemory:
