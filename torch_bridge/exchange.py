@@ -1,9 +1,17 @@
 """Arrays from torch to JAX by DLPack: the only module that knows both frameworks.
 
-`lend` shares memory: neither side may write it until the other is done. torch orders its pending writes before the
-export, on a GPU by streams; that JAX has finished reading is the caller's to ensure, by fetching a result. `copy` gives
-JAX memory of its own. Both refuse what DLPack would change in silence: int64 would come over as a copied int32, memory
-that is not aligned to 64 bytes as a copy.
+`lend` shares memory; `copy` gives JAX memory of its own. Both refuse what DLPack would change in silence: int64 would
+come over as a copied int32, memory that is not aligned to 64 bytes as a copy.
+
+Nothing about lent memory is read-only, and the frameworks queue work on streams of their own, so two orders are made:
+
+- torch writes before JAX reads. An import by DLPack makes JAX wait, on the device, for what torch's current stream was
+  given before it. Memory that is lent once and written again has no such import, so `hand_over` lets the host wait for
+  torch's current stream before JAX is called. That costs nothing where the ids of the pass that wrote the states are on
+  the host already, which is what decides the next draft; an import an iteration (61 us on an H200) would buy nothing.
+  Who writes states on another stream lets the current one wait for it, or hands over while it is the current one.
+- JAX reads before torch writes. Who calls fetches a result of the call that reads; its arrival means that all the
+  call's reads are done. A drafter fetches its ids, and only then does the target's next pass write.
 """
 
 from collections.abc import Sequence
@@ -58,24 +66,74 @@ def _check(tensor: Tensor) -> None:
         )
 
 
+def hand_over(device: torch.device) -> None:
+    """Wait until torch's current stream of the device has done what it was given: JAX may then read lent memory."""
+    if device.type == "cuda":
+        torch.cuda.current_stream(device).synchronize()
+
+
 class TorchWindow:
-    """`xmsd_jax.decoding.ports.Window` over torch states: a fixed buffer, written by torch and lent to JAX."""
+    """`xmsd_jax.decoding.ports.Window` over torch states.
+
+    Where states lie in memory that holds a whole answer, row t at its row t (a static session, the drafter's lane),
+    that memory is lent, once for as long as states come from it. Others are copied to a buffer that stays lent.
+    """
 
     def __init__(self, rows: int, width: int, *, dtype: torch.dtype, device: torch.device) -> None:
-        """Room for `rows` states, zero at first."""
-        self._buffer = torch.zeros(1, rows, width, dtype=dtype, device=device)
+        """For answers of up to `rows` states; the buffer is zero at first."""
+        self._buffer = torch.zeros(rows, width, dtype=dtype, device=device)
+        self._own = lend(self._buffer[None])
+        self._address, self._theirs = 0, self._own
 
-    def __call__(self, blocks: Sequence[Tensor], start: int) -> jax.Array:
-        """Copy rows `start`.. of the joined blocks into the buffer and lend it."""
-        place = sum(map(len, blocks)) - start
-        if not 0 <= place <= self._buffer.shape[1]:
+    def __call__(self, blocks: Sequence[Tensor], start: int, stop: int) -> jax.Array:
+        """See `Window`."""
+        if self._lie_still(blocks, start, stop):
+            self._lend_whole(blocks[-1])
+            given = self._theirs
+        else:
+            self._copy(blocks, start, stop)
+            given = self._own
+        hand_over(self._buffer.device)
+        return given
+
+    def _lie_still(self, blocks: Sequence[Tensor], start: int, stop: int) -> bool:
+        """Whether the rows from `start` on lie at their own places in one memory, which has room for an answer."""
+        (rows, width), place, found = self._buffer.shape, stop, None
+        for block in reversed(blocks):
+            if place <= start:
+                break
+            place -= len(block)
+            memory = block.untyped_storage()
+            found = memory.data_ptr() if found is None else found
+            if (
+                memory.data_ptr() != found
+                or block.storage_offset() != place * width
+                or memory.nbytes() < rows * width * block.itemsize
+                or (block.dtype, block.device, block.shape[1]) != (self._buffer.dtype, self._buffer.device, width)
+                or not block.is_contiguous()
+            ):
+                return False
+        return found is not None and place <= start and not found % ALIGNMENT
+
+    def _lend_whole(self, block: Tensor) -> None:
+        """Lend the memory that a block lies in, unless it is lent: then its address cannot have become another's."""
+        memory = block.untyped_storage()
+        if memory.data_ptr() != self._address:
+            width = block.shape[1]
+            rows = memory.nbytes() // (width * block.itemsize)
+            self._theirs = lend(block.as_strided((1, rows, width), (rows * width, width, 1), 0))
+            self._address = memory.data_ptr()
+
+    def _copy(self, blocks: Sequence[Tensor], start: int, stop: int) -> None:
+        """Write the blocks that reach past `start` into the buffer."""
+        place = sum(map(len, blocks))
+        if place != stop or stop > len(self._buffer):
             raise ValueError(
-                f"a window of {self._buffer.shape[1]} rows was asked for {place}: read the states in portions"
+                f"a window of {len(self._buffer)} rows brings a state for each of {stop} tokens, got {place} states: "
+                "give all of them, or make it larger"
             )
         for block in reversed(blocks):
-            if place <= 0:
+            if place <= start:
                 break
-            taken = block[-place:] if place < len(block) else block
-            self._buffer[0, place - len(taken) : place] = taken
-            place -= len(taken)
-        return lend(self._buffer)
+            self._buffer[place - len(block) : place] = block
+            place -= len(block)

@@ -29,7 +29,7 @@ from tests.adapters.small import (
 )
 from xmsd_jax.adapters.interface import Streams
 from xmsd_jax.adapters.kinds import make
-from xmsd_jax.adapters.rollout import NO_DRAFT, first_drafts, rollout, rollout_everywhere
+from xmsd_jax.adapters.rollout import NO_DRAFT, Drafted, first_drafts, rollout, rollout_everywhere
 from xmsd_jax.adapters.token_head import TokenHead
 
 TRAINED = [(name, mode) for name, mode in MODES if name != CONTROL_1]
@@ -72,7 +72,7 @@ def test_a_rollout_is_the_whole_adapter_step_by_step(name, mode):
     found = drafts(name, mode, given, to=StateHead(head()))
     for row, t in [(0, 0), (0, 1), (1, 3), (2, LENGTH - GAMMA)]:
         wanted = np.stack(by_hand(name, mode, given, row, t))
-        np.testing.assert_allclose(found.margins[row, t].T, wanted, **REAL)  # StateHead: the states
+        np.testing.assert_allclose(found.margins[row, t], wanted, **REAL)  # StateHead: the states
         np.testing.assert_array_equal(found.ids[row, t], head().ids(wanted))
 
 
@@ -86,7 +86,7 @@ def test_a_live_call_drafts_what_the_offline_one_does(name, mode, t):
     reach = GAMMA if mode == "own" else 2
     found = rollout(
         adapter,
-        StateHead(head()),
+        lambda predicted: Drafted(*StateHead(head()).ids_and_margins(predicted)),
         kept=adapter.keep(live, jnp.arange(capacity, dtype=jnp.int32)[None]),
         kept_mask=(jnp.arange(capacity) < t)[None, None],
         anchors=jnp.full((1, 1), t, jnp.int32),
@@ -175,7 +175,7 @@ def test_a_wrong_number_of_drafter_states_is_refused():
     anchors = jnp.zeros((ROWS, 1), jnp.int32)
     with pytest.raises(ValueError, match=r"ahead: 4 drafter states \(own\) or 2 \(synced\) for gamma = 4, got 3"):
         rollout(
-            adapter, head(), kept=adapter.keep(given, anchors), kept_mask=jnp.zeros((ROWS, 1, LENGTH), bool),
+            adapter, head().ids, kept=adapter.keep(given, anchors), kept_mask=jnp.zeros((ROWS, 1, LENGTH), bool),
             anchors=anchors, target=None, ahead=given.drafter[:, None, :3], gamma=4,
         )  # fmt: skip
 

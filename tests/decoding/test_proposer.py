@@ -1,12 +1,13 @@
 """A live adapter drafts what the offline rollout drafts at the same anchor, in whatever order it is asked."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from tests.adapters.small import FACTS, FIRST, MODES, VOCABULARY, WIDTH, drafts, head, lively, streams
 from tests.decoding.toy import CLIP
@@ -14,7 +15,6 @@ from xmsd_jax.adapters.eagle import TargetEagle
 from xmsd_jax.adapters.interface import POSITIONS, Sizes
 from xmsd_jax.adapters.rollout import NO_DRAFT, first_drafts
 from xmsd_jax.config import ConfigError
-from xmsd_jax.decoding import proposer
 from xmsd_jax.decoding.ports import Context, Draft, Drafter, DrafterLane, Prompt, Window
 from xmsd_jax.decoding.proposer import HostWindow, PrefillDrafter, RolloutDrafter
 
@@ -65,10 +65,11 @@ class StoredLane:
 
 
 class DirtyWindow(HostWindow):
-    """As a window that is written again: behind the rows that were asked for are large numbers."""
+    """As memory that others write, too: NaN wherever no state was asked for."""
 
-    def __call__(self, blocks: Sequence[np.ndarray], start: int) -> jax.Array:
-        return super().__call__(blocks, start).at[:, sum(map(len, blocks)) - start :].set(100.0)
+    def __call__(self, blocks: Sequence[np.ndarray], start: int, stop: int) -> jax.Array:
+        at = jnp.arange(self.rows)[:, None]
+        return jnp.where((at >= start) & (at < stop), super().__call__(blocks, start, stop), jnp.nan)
 
 
 def windows(rows: int) -> Window:
@@ -77,7 +78,8 @@ def windows(rows: int) -> Window:
 
 def rollout_drafter(name: str, mode: str, **changes) -> RolloutDrafter:
     settings: dict = {"gamma": GAMMA, "max_new_tokens": LENGTH, "windows": windows, "mode": mode, "lane": StoredLane()}
-    return RolloutDrafter(lively(name), head(), name=name, **{**settings, **changes})
+    of = changes.pop("of", None) or head()
+    return RolloutDrafter(lively(name), of, name=name, **{**settings, **changes})
 
 
 @cache
@@ -98,7 +100,6 @@ def propose(drafter: RolloutDrafter, row: int, anchor: int, gamma: int = GAMMA) 
     draft = drafter.propose(context(row, anchor), gamma)
     assert isinstance(draft, Draft)
     assert draft.ids.dtype == np.int32
-    assert draft.q is None
     return draft.ids.tolist()
 
 
@@ -207,7 +208,7 @@ def test_one_program_serves_a_whole_answer():
             traced.append(positions.shape)
             return super().keep(given, positions)
 
-    adapter = Counted(Sizes(width=WIDTH), proposer.nnx.Rngs(0))
+    adapter = Counted(Sizes(width=WIDTH), nnx.Rngs(0))
     drafter = RolloutDrafter(adapter, head(), name="counted", gamma=GAMMA, max_new_tokens=LENGTH, windows=windows)
     traced.clear()  # shapes are asked for once, at the beginning
     for row, anchor in [(0, 0), (0, 2), (0, 7), (0, 8), (0, 12), (1, 11), (2, 1)]:
@@ -215,25 +216,67 @@ def test_one_program_serves_a_whole_answer():
     assert traced == [(1, GAMMA + 1)]
 
 
-@EVERY
-def test_only_the_int32_ids_come_to_the_host(name, mode, monkeypatch):
-    drafter, fetched = usual(name, mode), []
+class Lent:
+    """`Window` over what lies on the device already, as torch's memory does: the states of one prompt."""
 
-    class Watched:
-        """numpy, which tells what it takes from a device; a transfer guard sees nothing on a CPU."""
+    def __init__(self, states: np.ndarray) -> None:
+        self.states = jax.device_put(states[None], jax.devices()[0])
 
-        def __getattr__(self, attribute):
-            return getattr(np, attribute)
+    def __call__(self, blocks: Sequence[np.ndarray], start: int, stop: int) -> jax.Array:
+        return self.states
 
-        def asarray(self, array, *arguments):
-            if isinstance(array, jax.Array):
-                fetched.append((array.dtype, array.shape))
-            return np.asarray(array, *arguments)
 
-    monkeypatch.setattr(proposer, "np", Watched())
-    for anchor in (0, 3, 4):
-        propose(drafter, 0, anchor)
+def lent_windows() -> Callable[[int], Window]:
+    """The windows of a drafter by the rows that it asks for: N for the target's states, N + 1 for the drafter's."""
+    drafter, target = stored()
+    return lambda rows: Lent(target[0] if rows == LENGTH else drafter[0])
+
+
+@pytest.mark.parametrize(
+    ("name", "mode", "temperature"),
+    [("B1", "own", 0.0), ("B1", "own", 1.0), ("L5", "own", 1.0), ("L5F", "own", 0.0), ("L5F", "synced", 0.0)],
+)
+def test_nothing_is_sent_to_the_device_and_only_int32_ids_come_from_it(name, mode, temperature, monkeypatch):
+    drafter, fetched = rollout_drafter(name, mode, windows=lent_windows(), temperature=temperature), []
+    propose(drafter, 0, 0)  # compiles, and sends the key of the answer
+    fetch = jax.device_get
+
+    def device_get(array):
+        fetched.append((array.dtype, array.shape))
+        return fetch(array)
+
+    monkeypatch.setattr(jax, "device_get", device_get)
+    with jax.transfer_guard("disallow_explicit"):
+        drafts = [propose(drafter, 0, anchor) for anchor in (3, 4, 12)]
     assert fetched == [(jnp.int32, (GAMMA,))] * 3
+    if not temperature:
+        assert drafts == [wanted(name, mode, 0, anchor) for anchor in (3, 4, 12)]
+
+
+def test_states_that_come_from_the_host_would_be_seen():
+    """The guard of the test above is no empty word on a CPU: what it does not see there is the way back."""
+    drafter = usual("B1", "own")
+    propose(drafter, 0, 0)
+    with jax.transfer_guard("disallow_explicit"), pytest.raises(Exception, match="Disallowed host-to-device transfer"):
+        propose(drafter, 0, 3)
+
+
+@pytest.mark.parametrize(("name", "mode"), [("B1", "own"), ("L5F", "synced")])
+def test_kept_keys_and_values_are_updated_in_place(name, mode):
+    drafter = usual(name, mode)
+    propose(drafter, 0, 0)
+    before = jax.tree.leaves(drafter._memory)
+    addresses = [leaf.unsafe_buffer_pointer() for leaf in before]
+    propose(drafter, 0, 3)
+    assert all(leaf.is_deleted() for leaf in before)
+    assert [leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(drafter._memory)] == addresses
+
+
+def test_the_head_is_used_where_it_lies():
+    given = head()
+    assert rollout_drafter("B1", "own", of=given)._head.weight.unsafe_buffer_pointer() == (
+        given.weight.unsafe_buffer_pointer()
+    )
 
 
 def test_an_adapter_of_offset_0_is_not_rolled_out():
@@ -270,7 +313,7 @@ def test_a_longer_answer_than_it_was_made_for_is_refused():
 def test_missing_states_are_refused_and_leave_no_trace(name, mode):
     drafter = usual(name, mode)
     assert propose(drafter, 0, 5) == wanted(name, mode, 0, 5)
-    with pytest.raises(ValueError, match="a state for each known token, got 7 for 10 tokens"):
+    with pytest.raises(ValueError, match="brings a state for each of 12 tokens, got 7 states"):
         drafter.propose(context(1, 11, states=7), GAMMA)
     assert propose(drafter, 0, 6) == wanted(name, mode, 0, 6)
 
@@ -312,5 +355,5 @@ def test_phase_1_refuses_more_ids_than_compiled():
 
 
 def test_a_host_window_refuses_more_rows_than_it_has():
-    with pytest.raises(ValueError, match="a window of 3 rows was asked for 4: read them in portions"):
-        HostWindow(3, WIDTH)([stored()[1][0, :6]], 2)
+    with pytest.raises(ValueError, match=r"a window of 3 rows .* each of 6 tokens, got 6 states: .* make it larger"):
+        HostWindow(3, WIDTH)([stored()[1][0, :6]], 2, 6)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from torch_bridge import exchange
 from torch_bridge.exchange import ALIGNMENT, TorchWindow, copy, lend, share
 
 DTYPES = {
@@ -101,47 +102,98 @@ def window(dtype: torch.dtype = torch.float32) -> TorchWindow:
     return TorchWindow(ROWS, WIDTH, dtype=dtype, device=torch.device("cpu"))
 
 
-def blocks(*lengths: int) -> list[torch.Tensor]:
-    """Row t of the joined blocks holds t + 1."""
-    rows = torch.arange(1.0, sum(lengths) + 1)[:, None].expand(-1, WIDTH)
-    return list(rows.split(lengths))
+def apart(*lengths: int) -> list[torch.Tensor]:
+    """Row t of the joined blocks holds t + 1. Each block has memory of its own, as of a pass that keeps none."""
+    rows = torch.arange(1.0, sum(lengths) + 1)[:, None].repeat(1, WIDTH)
+    return [block.clone() for block in rows.split(lengths)]
 
 
-@pytest.mark.parametrize("lengths", [(9,), (4, 5), (1, 2, 1, 3, 2), (3, 0, 6)], ids=str)
-@pytest.mark.parametrize("start", range(3, 10))
-def test_a_window_holds_the_joined_rows_from_start_first(lengths, start):
-    brought = window()(blocks(*lengths), start)
-    assert (brought.shape, brought.dtype) == ((1, ROWS, WIDTH), jnp.float32)
-    held = np.array(brought[0])
-    np.testing.assert_array_equal(held[: 9 - start], torch.cat(blocks(*lengths))[start:])
-    assert np.isfinite(held).all()
+def views(*lengths: int, rows: int = ROWS + 3, dtype: torch.dtype = torch.float32) -> list[torch.Tensor]:
+    """The same as views of one buffer with room for a whole answer; the buffer's other rows are NaN."""
+    buffer = torch.full((rows, WIDTH), torch.nan, dtype=dtype)
+    buffer[: sum(lengths)] = torch.cat(apart(*lengths))
+    return list(buffer[: sum(lengths)].split(lengths))
+
+
+LENGTHS = pytest.mark.parametrize("lengths", [(6,), (2, 3), (1, 2, 1, 2)], ids=str)
+
+
+@LENGTHS
+@pytest.mark.parametrize("made", [apart, views])
+@pytest.mark.parametrize("start", range(6))
+def test_a_window_shows_each_row_from_start_on_at_its_place(made, lengths, start):
+    blocks = made(*lengths)
+    brought = window()(blocks, start, sum(lengths))
+    assert brought.dtype == jnp.float32
+    np.testing.assert_array_equal(brought[0, start : sum(lengths)], torch.cat(blocks)[start:])
+
+
+@LENGTHS
+def test_states_that_lie_in_one_memory_are_lent_where_they_lie(lengths):
+    """All of it: its size is always the same, so one program reads it, and the last row of an answer is in it."""
+    blocks = views(*lengths)
+    brought = window()(blocks, 0, sum(lengths))
+    assert brought.shape == (1, ROWS + 3, WIDTH)
+    assert brought.unsafe_buffer_pointer() == blocks[0].data_ptr()
+
+
+def test_memory_is_lent_once_for_a_growing_answer(monkeypatch):
+    imported = []
+    monkeypatch.setattr(exchange, "lend", lambda tensor: imported.append(tensor.data_ptr()) or lend(tensor))
+    brings, buffer, other = window(), torch.zeros(ROWS, WIDTH), torch.zeros(ROWS, WIDTH)
+    own = imported.pop()
+    for stop in range(1, ROWS + 1):
+        buffer[stop - 1] = stop
+        brought = brings([buffer[:1], buffer[1:stop]], stop - 1, stop)
+        assert values(brought[0, :stop, 0]) == [*range(1, stop + 1)]
+    assert imported == [buffer.data_ptr()]
+    brings([other], 0, ROWS)
+    assert imported == [buffer.data_ptr(), other.data_ptr()] != [own, own]
+
+
+def test_lent_memory_is_not_taken_for_another_that_came_to_lie_there():
+    brings = window()
+    for turn in range(20):  # each would lie where the last one lay, were that not held
+        block = torch.full((ROWS, WIDTH), float(turn))
+        assert values(brings([block], 0, ROWS)[0, :, 0]) == [turn] * ROWS
+        del block
+
+
+@pytest.mark.parametrize(
+    "blocks",
+    [
+        lambda: [torch.cat(apart(3))],  # memory without room for an answer
+        lambda: [torch.ones(9, WIDTH)[6:9]],  # row 0 lies elsewhere
+        lambda: [views(3)[0][:2], apart(3)[0][2:]],
+        lambda: [views(3, dtype=torch.bfloat16)[0]],
+        lambda: [torch.ones(2 * ROWS, 2 * WIDTH)[:3, :WIDTH]],
+        lambda: [torch.ones(3 * ROWS, WIDTH)[::2][:3]],
+        lambda: [torch.ones(ROWS * WIDTH + 1)[1:].view(ROWS, WIDTH)[:3]],
+    ],
+    ids=["small", "displaced", "two memories", "dtype", "columns", "strides", "misaligned"],
+)
+def test_other_states_are_copied_into_one_buffer(blocks):
+    given, brings = blocks(), window()
+    brought = brings(given, 0, 3)
+    assert brought.shape == (1, ROWS, WIDTH)
+    np.testing.assert_array_equal(brought[0, :3], torch.cat([block.float() for block in given]))
+    assert brings(apart(1, 3), 1, 4).unsafe_buffer_pointer() == brought.unsafe_buffer_pointer()
 
 
 def test_states_are_brought_in_the_windows_own_dtype():
-    brought = window()([block.to(torch.bfloat16) for block in blocks(2, 3)], 1)
-    assert values(brought[0, :4, 0]) == [2.0, 3.0, 4.0, 5.0]
+    brought = window(torch.bfloat16)([block.to(torch.float32) for block in apart(2, 3)], 1, 5)
+    assert brought.dtype == jnp.bfloat16
+    assert values(brought[0, 1:5, 0]) == [2.0, 3.0, 4.0, 5.0]
 
 
-@pytest.mark.parametrize(("lengths", "start", "asked"), [((7,), 0, 7), ((4, 5), 2, 7), ((2,), 3, -1)])
-def test_rows_that_do_not_fit_are_refused(lengths, start, asked):
-    with pytest.raises(ValueError, match=f"a window of {ROWS} rows was asked for {asked}: read the states in portions"):
-        window()(blocks(*lengths), start)
+@pytest.mark.parametrize("made", [apart, views])
+@pytest.mark.parametrize(("lengths", "stop"), [((2, 2), 5), ((2, 3), 4), ((), 1)])
+def test_states_that_are_missing_or_too_many_are_refused(made, lengths, stop):
+    told = f"a window of {ROWS} rows brings a state for each of {stop} tokens, got {sum(lengths)} states"
+    with pytest.raises(ValueError, match=told):
+        window()(made(*lengths) if lengths else (), 0, stop)
 
 
-def test_a_window_is_lent_until_its_next_call():
-    brought = window()
-    first = brought(blocks(3), 0)
-    assert brought([block + 40 for block in blocks(3)], 0).unsafe_buffer_pointer() == first.unsafe_buffer_pointer()
-    assert values(first[0, :3, 0]) == [41.0, 42.0, 43.0]
-
-
-def test_after_a_result_was_fetched_the_window_may_be_written_again():
-    """A call that was only dispatched may still read the window. Its fetched result can no longer change, so a drafter
-    that fetches its ids may be given the next states in the same memory."""
-    brought, fetched = window(), []
-    call = jax.jit(lambda states: jnp.cumsum(states @ states[0].T @ states, axis=1)[0, :, 0])
-    for turn in range(20):
-        fetched.append(np.asarray(call(brought([block + turn for block in blocks(2, 4)], 0))))
-    for turn, found in enumerate(fetched):
-        states = torch.cat(blocks(2, 4)).numpy() + turn
-        np.testing.assert_allclose(found, np.cumsum(states @ states.T @ states, axis=0)[:, 0], rtol=1e-5)
+def test_an_answer_that_does_not_fit_is_refused():
+    with pytest.raises(ValueError, match=r"each of 7 tokens, got 7 states: give all of them, or make it larger"):
+        window()(apart(4, 3), 4, 7)

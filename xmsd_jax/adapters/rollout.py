@@ -6,6 +6,7 @@ true positions are computed once (`CausalAdapter.keep`) and shared by all anchor
 The same functions draft offline, for all anchors of many answers, and live, for one.
 """
 
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -50,7 +51,7 @@ def first_drafts(
 
 def rollout(
     adapter: CausalAdapter,
-    head: TokenHead,
+    read: Callable[[Float[Array, "b a d"]], Any],
     *,
     kept: Any,
     kept_mask: Bool[Array, "b a t"],
@@ -58,22 +59,25 @@ def rollout(
     target: Float[Array, "b a d"] | None,
     ahead: Float[Array, "b a m d"] | None,
     gamma: int,
-) -> Drafted:
-    """Draft `gamma` ids at each anchor on the adapter's own predictions.
+    unroll: bool = False,
+) -> Any:
+    """Predict `gamma` states after each anchor, on the adapter's own predictions, and read something off each.
 
     Args:
         adapter: of offset 1.
-        head: of the target.
+        read: what to make of the predicted states of one step: ids, or the states themselves where a head that is
+            applied to all of them at once reads its weight once.
         kept: `adapter.keep` of true positions.
         kept_mask: which of them an anchor sees: those BEFORE it.
         anchors: positions t.
         target: h[t] at each anchor; None for a kind that does not read the target.
         ahead: drafter states at t, t+1, ...: `gamma` of them (mode own), or two, s[t] and s[t+1], of which the second
             is repeated (mode synced); None for a kind that does not read the drafter.
-        gamma: ids to draft.
+        gamma: states to predict.
+        unroll: one step after the other in place of a loop: compiles longer, runs faster.
 
     Returns:
-        ids and margins [b, a, gamma].
+        What `read` gives, with the steps as an axis behind the anchors': [b, a, gamma, ...].
 
     Raises:
         ValueError: another number of drafter states.
@@ -82,16 +86,16 @@ def rollout(
         raise ValueError(f"ahead: {gamma} drafter states (own) or 2 (synced) for gamma = {gamma}, got {ahead.shape[2]}")
     blank = jax.tree.map(lambda kv: jnp.zeros((*anchors.shape, gamma, *kv.shape[2:]), kv.dtype), kept)
 
-    def step(carry: tuple[Any, Any], j: Int32[Array, ""]) -> tuple[tuple[Any, Any], Drafted]:
+    def step(carry: tuple[Any, Any], j: Int32[Array, ""]) -> tuple[tuple[Any, Any], Any]:
         rolled, state = carry
         drafter = None if ahead is None else ahead[:, :, jnp.minimum(j, ahead.shape[2] - 1)]
         seen = Seen(kept, kept_mask, rolled, j)
         predicted, own = adapter.advance(Streams(drafter, state), anchors + j, seen)
         rolled = jax.tree.map(lambda buffer, new: buffer.at[:, :, j].set(new), rolled, own)
-        return (rolled, None if state is None else predicted), Drafted(*head.ids_and_margins(predicted))
+        return (rolled, None if state is None else predicted), read(predicted)
 
-    _, drafted = jax.lax.scan(step, (blank, target), jnp.arange(gamma, dtype=jnp.int32))
-    return jax.tree.map(lambda x: jnp.moveaxis(x, 0, -1), drafted)
+    _, found = jax.lax.scan(step, (blank, target), jnp.arange(gamma, dtype=jnp.int32), unroll=gamma if unroll else 1)
+    return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 2), found)
 
 
 def rollout_everywhere(
@@ -116,7 +120,7 @@ def rollout_everywhere(
     before = jnp.arange(length) < jnp.arange(length)[:, None]
     drafted = rollout(
         adapter,
-        head,
+        lambda predicted: Drafted(*head.ids_and_margins(predicted)),
         kept=adapter.keep(Streams(drafter, target), anchors),
         kept_mask=jnp.broadcast_to(before, (rows, length, length)),
         anchors=anchors,

@@ -96,12 +96,13 @@ class DrafterLane(Protocol):
 
 
 class Window(Protocol):
-    """Brings states to where a drafter computes, always in the same shape."""
+    """Brings the states of a growing answer to where a drafter computes, in as few shapes as may be."""
 
-    def __call__(self, blocks: Sequence[Any], start: int) -> Any:
-        """Rows `start`.. of the joined blocks [m_i, d], in the first rows of a device array [1, rows, d].
+    def __call__(self, blocks: Sequence[Any], start: int, stop: int) -> Any:
+        """The joined blocks [m_i, d], `stop` rows in all, as a device array [1, rows, d] with row t of them at t.
 
-        The rows after them hold anything finite. Valid until the next call. Raises ValueError if they do not fit.
+        Rows from `start` on are needed; those before and behind them may hold anything. Valid until the next call.
+        Raises ValueError where the blocks have another number of rows, or more than there is room for.
         """
         ...
 

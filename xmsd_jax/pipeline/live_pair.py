@@ -56,7 +56,7 @@ class LivePair:
         self.verifier, self.shared = TorchVerifier(self.target), SharedVerifier(self.target)
         self.lane = TorchLane(self.drafter_model, max_new_tokens=lengths.max_new_tokens)
         self.lengths, self._text, self._adapters = lengths, text, adapters
-        self._head = TokenHead.of(share(dense_weight(self.target.lm_head).float()), self.target.real_vocabulary)
+        self._head = TokenHead.of(share(dense_weight(self.target.lm_head)), self.target.real_vocabulary)
         self._made: dict[tuple[str, int], Drafter] = {}
 
     def share(self, on: bool) -> None:
@@ -90,11 +90,9 @@ class LivePair:
         )
 
     def _window(self, rows: int) -> Any:
-        import torch
-
         from torch_bridge.exchange import TorchWindow
 
-        return TorchWindow(rows, self.target.width, dtype=torch.float32, device=self.target.device)
+        return TorchWindow(rows, self.target.width, dtype=self.target.dtype, device=self.target.device)
 
     def early_drafter(self, row: DraftRow) -> Drafter | None:
         """Who drafts in phase 1 of a row."""
