@@ -7,11 +7,16 @@ import numpy as np
 import pytest
 from scipy.stats import chisquare
 
+from tests.adapters.small import WIDTH, lively, normal
 from tests.decoding.toy import EOS, Sampling, Scripted, ToyVerifier, toy_prompt
+from xmsd_jax.adapters.token_head import TokenHead
 from xmsd_jax.decoding.acceptance import softmax
 from xmsd_jax.decoding.live import LiveConfig, decode
 from xmsd_jax.decoding.plain import decode_plain
+from xmsd_jax.decoding.ports import Draft
+from xmsd_jax.decoding.proposer import HostWindow, RolloutDrafter
 from xmsd_jax.decoding.text_drafters import RandomDrafter
+from xmsd_jax.decoding.trace import Trace
 
 RUNS = 5_000
 TEMPERATURE = 0.8
@@ -68,6 +73,63 @@ def test_sampled_answers_follow_the_target_alone(kind, mode):
     traces = [decode(verifier, drafter, toy_prompt(), config, rng) for _ in range(RUNS)]
     assert p_value([trace.ids for trace in traces], expected(verifier)) > 1e-3
     assert sum(trace.origins.count("draft") + trace.n_free for trace in traces) > RUNS / 20  # drafts did matter
+
+
+class StateOfToken(HostWindow):
+    """The toy's states are (position, token); an adapter is given a random vector for each token."""
+
+    table = np.array(normal(VERIFIER["vocabulary"] + VERIFIER["padding"] + 6, WIDTH, seed=4))
+
+    def __call__(self, blocks, start, stop):
+        return super().__call__([self.table[block[:, 1]] for block in blocks], start, stop)
+
+
+def rolled_out() -> RolloutDrafter:
+    """A random adapter over the toy's vocabulary; its q is neither the target's nor flat, and never names padding."""
+    head = TokenHead.of(normal(VERIFIER["vocabulary"] + VERIFIER["padding"], WIDTH, seed=6) / 4, VERIFIER["vocabulary"])
+    return RolloutDrafter(
+        lively("B1"), head, name="rolled out", gamma=2, max_new_tokens=LENGTH,
+        windows=lambda rows: StateOfToken(rows, WIDTH), temperature=TEMPERATURE,
+    )  # fmt: skip
+
+
+class Boasting:
+    """Says of ids drawn by another that each was certain."""
+
+    name = "boasting"
+
+    def __init__(self, drafter: RolloutDrafter) -> None:
+        self.drafter = drafter
+
+    def propose(self, context, gamma: int) -> Draft:
+        draft = self.drafter.propose(context, gamma)
+        return Draft(ids=draft.ids, q=np.full(draft.q.shape, 0.25))
+
+
+FEWER = 2_000
+"""Runs of a compiled drafter, 1.4 ms each: with them the test below still sees a q that is not what ids were drawn from
+(p < 1e-9 in place of > 1e-3)."""
+
+
+def drawn_by(drafter, rolled: RolloutDrafter) -> list[Trace]:
+    """A seed for each run: with one for all, a draft is the same in all of them, and not drawn from q."""
+    verifier, rng = ToyVerifier(**VERIFIER), np.random.default_rng(12)
+    config = LiveConfig(gamma=2, max_new_tokens=LENGTH, temperature=TEMPERATURE)
+    traces = []
+    for run in range(FEWER):
+        rolled.reseed(run)
+        traces.append(decode(verifier, drafter, toy_prompt(), config, rng))
+    return traces
+
+
+@pytest.mark.usefixtures("quick_compile")
+def test_sampled_answers_with_a_sampled_rollout_follow_the_target_alone():
+    rolled = rolled_out()
+    traces = drawn_by(rolled, rolled)
+    assert p_value([trace.ids for trace in traces], expected(ToyVerifier(**VERIFIER))) > 1e-3
+    judged = [i for trace in traces for i in trace.iterations]
+    assert 0.1 < sum(i.accepted for i in judged) / sum(len(i.drafted) for i in judged) < 0.9  # both happen
+    assert p_value([t.ids for t in drawn_by(Boasting(rolled), rolled)], expected(ToyVerifier(**VERIFIER))) < 1e-9
 
 
 @pytest.mark.parametrize("mode", ["wait", "ride"])

@@ -9,12 +9,25 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from tests.adapters.small import FACTS, FIRST, MODES, VOCABULARY, WIDTH, drafts, head, lively, streams
+from tests.adapters.small import (
+    FACTS,
+    FIRST,
+    HEAD_ROWS,
+    MODES,
+    VOCABULARY,
+    WIDTH,
+    StateHead,
+    drafts,
+    head,
+    lively,
+    streams,
+)
 from tests.decoding.toy import CLIP
 from xmsd_jax.adapters.eagle import TargetEagle
 from xmsd_jax.adapters.interface import POSITIONS, Sizes
 from xmsd_jax.adapters.rollout import NO_DRAFT, first_drafts
 from xmsd_jax.config import ConfigError
+from xmsd_jax.decoding.acceptance import softmax
 from xmsd_jax.decoding.ports import Context, Draft, Drafter, DrafterLane, Prompt, Window
 from xmsd_jax.decoding.proposer import HostWindow, PrefillDrafter, RolloutDrafter
 
@@ -270,6 +283,40 @@ def test_kept_keys_and_values_are_updated_in_place(name, mode):
     propose(drafter, 0, 3)
     assert all(leaf.is_deleted() for leaf in before)
     assert [leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(drafter._memory)] == addresses
+
+
+@pytest.mark.parametrize(("name", "mode"), [("B1", "own"), ("L5F", "own"), ("L5", "synced")])
+def test_a_draft_at_a_temperature_is_drawn_from_the_q_that_it_gives(name, mode):
+    """q is the softmax of the offline rollout's logits; ids are drawn from it, as a function of seed and context."""
+    drafter, row = rollout_drafter(name, mode, temperature=0.7, seed=5), 0
+    rolled = drafts(name, mode, streams(ROWS, LENGTH), own_len=OWN_LEN, gamma=GAMMA, to=StateHead(head())).margins
+    drawn = []
+    for anchor in (1, 4, 9):
+        if drafter.lane is not None:
+            drafter.lane.begin(PROMPTS[row])
+        draft = drafter.propose(context(row, anchor), GAMMA)
+        assert isinstance(draft.q, jax.Array)
+        wanted = softmax(head().logits(jnp.asarray(rolled[row, anchor])), 0.7)
+        np.testing.assert_allclose(draft.q, wanted, atol=1e-5)
+        assert (np.take_along_axis(np.asarray(draft.q), draft.ids[:, None], 1) > 0).all()
+        drawn.append(draft.ids.tolist())
+    assert [propose(drafter, row, anchor) for anchor in (9, 1, 4)] == [drawn[2], *drawn[:2]]
+    drafter.reseed(6)
+    again = [propose(drafter, row, anchor) for anchor in (1, 4, 9)]
+    drafter.reseed(5)
+    assert again != [propose(drafter, row, anchor) for anchor in (1, 4, 9)] == drawn
+
+
+def test_fewer_ids_at_a_temperature_have_as_many_rows_of_q():
+    draft = rollout_drafter("B1", "own", temperature=1.0).propose(context(0, 3), 2)
+    assert (draft.ids.shape, draft.q.shape) == ((2,), (2, HEAD_ROWS))
+    assert not np.asarray(draft.q)[:, VOCABULARY:].any()
+
+
+@pytest.mark.parametrize("temperature", [-1.0, float("inf"), float("nan")])
+def test_a_temperature_that_is_none_is_refused(temperature):
+    with pytest.raises(ConfigError, match=f"temperature must be 0 .* got {temperature}"):
+        rollout_drafter("B1", "own", temperature=temperature)
 
 
 def test_the_head_is_used_where_it_lies():
