@@ -5,6 +5,7 @@ from pathlib import Path
 
 from xmsd_jax.config import ConfigError
 from xmsd_jax.report.gallery import read_gallery, read_traces
+from xmsd_jax.report.imposed_map import imposed_markdown
 from xmsd_jax.report.page import page
 from xmsd_jax.report.summary import summarise
 from xmsd_jax.report.tables import csv_text, markdown
@@ -50,7 +51,7 @@ def run(config: ReportConfig, run_dir: Path, fresh: bool = False) -> Path:
         cards=read_gallery(source)[: config.cards],
         run_dir=source,
     )
-    table = markdown(summary)
+    table = "\n".join(part for part in (markdown(summary), imposed_markdown(rows)) if part)
     target = Path(run_dir) / "report.html"
     write_text(target.with_suffix(".csv"), csv_text(rows))
     write_text(target.with_suffix(".md"), table)

@@ -9,6 +9,7 @@ from xmsd_jax.report import sections
 from xmsd_jax.report.cards import gallery_section
 from xmsd_jax.report.charts import patterns
 from xmsd_jax.report.gallery import Card, StoredTrace
+from xmsd_jax.report.imposed_map import imposed_section
 from xmsd_jax.report.markup import Markup, join, tag
 from xmsd_jax.report.meanings import meanings
 from xmsd_jax.report.offline import offline_section
@@ -54,6 +55,7 @@ def page(
             _results(summary, traces, order),
             offline,
             predicted,
+            imposed_section(summary.rows),
             training_section(summary.rows),
             timeline_section(summary, traces),
             gallery_section(run_dir, more, "More answers") if more else None,

@@ -108,3 +108,9 @@ def stage_row(name: str, seconds: float, *, reused: bool = False) -> Row:
 def clips_of(row: Row) -> str:
     """The set of clips that a row is about, in words; "" where it names none."""
     return str(row.settings.get("clips", ""))
+
+
+def is_map_point(row: Row) -> bool:
+    """Whether a row is a point of the map of imposed acceptances (imposed_map.py), and so no line of the main table."""
+    acceptance = row.settings.get("acceptance")
+    return row.kind == "imposed" and "compute" in row.settings and isinstance(acceptance, int | float)

@@ -4,6 +4,7 @@ How a row of results.json is read here:
 - rows of one `row` name, one `kind` and equal scalar settings are one *line* of the table;
 - `settings["clips"]` names the set of clips in words; each set is a table of its own, the first is the headline;
 - metrics without a column of the main table (columns.py) stand in the list of all numbers only;
+- points of the map of imposed acceptances (`rows.is_map_point`) stand in its section, not in the main table;
 - metrics of `certified.CERTIFICATE` belong to the certificate, not to a table;
 - metric `stage_seconds` with `row` = the stage's name is what the run itself took (`settings["reused"]`: kept).
 """
@@ -15,7 +16,7 @@ from typing import Any
 from xmsd_jax.report.certified import Certificate, certificate_sentence, certificates, in_answers
 from xmsd_jax.report.columns import METRICS
 from xmsd_jax.report.gallery import ReportError
-from xmsd_jax.report.rows import clips_of
+from xmsd_jax.report.rows import clips_of, is_map_point
 from xmsd_jax.runs import Row
 
 STAGE_SECONDS = "stage_seconds"
@@ -88,12 +89,12 @@ class Summary:
 
 def summarise(rows: Sequence[Row]) -> Summary:
     """Put rows in order. Raises ReportError for a speed-up whose baseline is not named or was not measured."""
-    table = [row for row in rows if row.metric in METRICS or _other_speed_up(row)]
+    table = [row for row in rows if (row.metric in METRICS or _other_speed_up(row)) and not is_map_point(row)]
     ordered = _grouped(row for row in table if row.kind != "original")
     originals = _grouped(row for row in table if row.kind == "original")
     _check_baselines((*ordered, *originals))
     for row in rows:
-        if row.metric in FURTHER_SPEED_UPS and not row.baseline:
+        if (row.metric in FURTHER_SPEED_UPS or (is_map_point(row) and is_speed_up(row))) and not row.baseline:
             raise ReportError(_without_baseline(f"{row.metric} of {row.row!r}"))
     return Summary(
         rows=tuple(rows),

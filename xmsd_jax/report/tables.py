@@ -3,7 +3,7 @@
 import csv
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from xmsd_jax.report.columns import COLUMNS, DASH, KIND_WORDS, Column, bounds, number
 from xmsd_jax.report.summary import Group, Line, Summary, findings, in_words, is_speed_up, verdict
@@ -55,12 +55,28 @@ def original_note(group: Group) -> str:
 
 def markdown(summary: Summary) -> str:
     """Render finding and tables as GitHub markdown, aligned for a terminal too."""
-    parts = [_md(" ".join(findings(summary)))]
+    parts = [escaped(" ".join(findings(summary)))]
     for group in summary.groups:
-        parts += [f"**{_md(group_title(group))}**", _markdown_table(group), _md(baseline_note(group))]
+        parts += [f"**{escaped(group_title(group))}**", _markdown_table(group), escaped(baseline_note(group))]
     for group in summary.originals:
-        parts += [f"**{_md(original_title(group))}**", _markdown_table(group), _md(original_note(group))]
+        parts += [f"**{escaped(original_title(group))}**", _markdown_table(group), escaped(original_note(group))]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def aligned(lines: Sequence[Sequence[str]], left: Collection[int]) -> str:
+    """A markdown table of cells, heads first, aligned for a terminal too: columns `left` to the left, others right."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    rule = ["-" * w if i in left else "-" * (w - 1) + ":" for i, w in enumerate(widths)]
+    padded = [
+        [cell.ljust(w) if i in left else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True))]
+        for line in (lines[0], rule, *lines[1:])
+    ]
+    return "\n".join(f"| {' | '.join(line)} |" for line in padded)
+
+
+def escaped(text: str) -> str:
+    """Keep names from breaking a table or turning into HTML."""
+    return text.replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")
 
 
 def csv_text(rows: Sequence[Row]) -> str:
@@ -78,23 +94,14 @@ def _markdown_table(group: Group) -> str:
     columns = shown_columns(group)
     lines = [["Drafter", *(column.heading for column in columns), "Kind"]]
     lines += [_markdown_line(group, line, columns) for line in group.lines]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-    rule = ["-" * widths[0], *("-" * (w - 1) + ":" for w in widths[1:-1]), "-" * widths[-1]]
-    padded = [_padded(line, widths) for line in (lines[0], rule, *lines[1:])]
-    return "\n".join(f"| {' | '.join(line)} |" for line in padded)
-
-
-def _padded(cells: Sequence[str], widths: Sequence[int]) -> list[str]:
-    """Text to the left, numbers to the right."""
-    last = len(cells) - 1
-    return [c.ljust(w) if i in (0, last) else c.rjust(w) for i, (c, w) in enumerate(zip(cells, widths, strict=True))]
+    return aligned(lines, (0, len(columns) + 1))
 
 
 def _markdown_line(group: Group, line: Line, columns: Sequence[Column]) -> list[str]:
     label = group.label(line)
     name = f"{line.row} ({label})" if label else line.row
     cells = [_markdown_cell(line.cells[c.metric], c) if c.metric in line.cells else DASH for c in columns]
-    return [_md(name), *cells, KIND_WORDS.get(line.kind, line.kind)]
+    return [escaped(name), *cells, KIND_WORDS.get(line.kind, line.kind)]
 
 
 def _markdown_cell(cell: Row, column: Column) -> str:
@@ -102,8 +109,3 @@ def _markdown_cell(cell: Row, column: Column) -> str:
     return " ".join(
         [number(cell.value, column), *([f"({spread})"] if spread else []), "; ".join(remarks(cell))]
     ).strip()
-
-
-def _md(text: str) -> str:
-    """Keep names from breaking a table or turning into HTML."""
-    return text.replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")
