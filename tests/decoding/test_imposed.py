@@ -4,22 +4,25 @@ import pytest
 
 from xmsd_jax.config import UserError
 from xmsd_jax.decoding.cost import Parts
-from xmsd_jax.decoding.imposed import imposed_speedups, tokens_per_iteration
+from xmsd_jax.decoding.imposed import expected_tokens, imposed_speedups
 
 PARTS = Parts(vision=1.0, prefill=9.0, decode_step=2.0, verify={2: 2.5, 4: 3.5}, host=0.5)
 
 
 @pytest.mark.parametrize(
-    ("acceptance", "gamma", "tokens"), [(0.5, 3, 1.875), (0.0, 3, 1.0), (1.0, 3, 4.0), (0.9, 0, 1.0)]
+    ("acceptance", "gamma", "tokens"),
+    [(0.5, 3, 1.875), (0.0, 3, 1.0), (1.0, 3, 4.0), (0.9, 0, 1.0), ((1.0, 0.5), 3, 2.75), ((0.5, 0.25, 1.0), 1, 1.5)],
 )
-def test_tokens_of_an_iteration_are_the_geometric_sum(acceptance, gamma, tokens):
-    assert tokens_per_iteration(acceptance, gamma) == tokens
+def test_tokens_of_an_iteration_are_the_sum_of_the_products(acceptance, gamma, tokens):
+    assert expected_tokens(acceptance, gamma) == tokens
 
 
-@pytest.mark.parametrize(("acceptance", "gamma"), [(1.1, 1), (-0.1, 1), (0.5, -1)])
+@pytest.mark.parametrize(
+    ("acceptance", "gamma"), [(1.1, 1), (-0.1, 1), (0.5, -1), ((), 1), ((0.5, 2.0), 1), (float("nan"), 1)]
+)
 def test_what_is_no_probability_or_length_is_refused(acceptance, gamma):
     with pytest.raises(ValueError, match=r"acceptance must be 0\.\.1 and gamma 0 or more"):
-        tokens_per_iteration(acceptance, gamma)
+        expected_tokens(acceptance, gamma)
 
 
 def test_the_speed_up_is_that_of_the_whole_answers():

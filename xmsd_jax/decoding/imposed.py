@@ -1,6 +1,7 @@
 """What a drafter of a given acceptance would be worth: each drafted token is right with probability a, independently.
 
     tokens per iteration   E = (1 - a^(gamma + 1)) / (1 - a)        (Leviathan et al. 2023, equation 1)
+                             = 1 + a_1 + a_1 a_2 + .. + a_1..a_gamma  for a profile: a_j where d_1..d_{j-1} are right
     iterations             I = (L - 1) / E
     seconds                T = T_vision + T_prefill + T_drafter_vision + T_drafter_prefill + (L - 1) * T_drafter_step
                                + I * (T_draft[gamma] + T_sync + T_verify[gamma + 1] + T_host)
@@ -13,15 +14,22 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from xmsd_jax.decoding.cost import Parts, Seconds, baseline
 
 
-def tokens_per_iteration(acceptance: float, gamma: int) -> float:
+def conditional(profile: float | Sequence[float], gamma: int) -> NDArray[np.float64]:
+    """a_1..a_gamma, float64[gamma]: a number is that of every drafted token, the last one of a sequence is repeated."""
+    given = np.atleast_1d(np.asarray(profile, np.float64))
+    if given.ndim != 1 or not given.size or not ((given >= 0) & (given <= 1)).all() or gamma < 0:
+        raise ValueError(f"acceptance must be 0..1 and gamma 0 or more, got {profile} and {gamma}")
+    return given[np.minimum(np.arange(gamma), len(given) - 1)]
+
+
+def expected_tokens(profile: float | Sequence[float], gamma: int) -> float:
     """E of the module docstring: 1 (nothing is right, or nothing is drafted) to gamma + 1 (acceptance 1)."""
-    if not 0 <= acceptance <= 1 or gamma < 0:
-        raise ValueError(f"acceptance must be 0..1 and gamma 0 or more, got {acceptance} and {gamma}")
-    return sum(acceptance**k for k in range(gamma + 1))
+    return 1.0 + float(np.cumprod(conditional(profile, gamma)).sum())
 
 
 def imposed_speedups(parts: Parts, target_len: Any, *, acceptance: float, gammas: Sequence[int]) -> list[float]:
@@ -43,4 +51,4 @@ def _drafted(parts: Parts, left: Any, acceptance: float, gamma: int) -> Seconds:
     draft = parts.draft_seconds(gamma) if parts.draft else 0.0
     iteration = draft + parts.sync + parts.verify_seconds(gamma + 1) + parts.host
     lane = parts.drafter_vision + parts.drafter_prefill + left * parts.drafter_step
-    return parts.vision + parts.prefill + lane + left / tokens_per_iteration(acceptance, gamma) * iteration
+    return parts.vision + parts.prefill + lane + left / expected_tokens(acceptance, gamma) * iteration

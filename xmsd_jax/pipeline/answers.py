@@ -131,13 +131,35 @@ def text_prompt(question: str) -> Prompt:
     return Prompt(clip=clip, question=question, question_index=index)
 
 
+def sources(config: AnswersConfig) -> tuple[RecordedAnswers, RecordedAnswers]:
+    """Read what is fitted on and what is tested.
+
+    Raises:
+        UserError: a file is not given or does not fit, or fit and test share records or answer different questions.
+    """
+    if config.fit is None or config.test is None:
+        raise ConfigError("fit and test: both need a file of recorded answers; give --fit FILE --test FILE")
+    fit, test = read_answers(config.fit), read_answers(config.test)
+    overlap = config.fit_part == config.test_part or "all" in (config.fit_part, config.test_part)
+    if fit.digest == test.digest and overlap:
+        raise ConfigError(
+            f"fit and test must not share a record, got {config.fit_part} and {config.test_part} of the same answers; "
+            "set fit_part to first half and test_part to second half"
+        )
+    if fit.question != test.question:
+        raise ConfigError(f"fit and test must answer one question, got {fit.question!r} and {test.question!r}")
+    if not fit.part(config.fit_part) or not test.part(config.test_part):
+        raise ConfigError("fit_part and test_part: the first half of one answer is empty; give more answers")
+    return fit, test
+
+
 def run(config: AnswersConfig, run_dir: Path, fresh: bool = False) -> list[Row]:
     """Write results.json into `run_dir` and print the table; seconds, so that it is always made anew.
 
     Raises:
         UserError: a file is not given or does not fit, or fit and test share records.
     """
-    fit, test = _sources(config)
+    fit, test = sources(config)
     opened = Run.open(run_dir, config)
     fitted, tested = fit.part(config.fit_part), test.part(config.test_part)
     prompt = text_prompt(test.question)
@@ -158,23 +180,6 @@ def run(config: AnswersConfig, run_dir: Path, fresh: bool = False) -> list[Row]:
     print(_table(config, rows, len(fitted), len(tested)))
     print(f"results: {opened.path}/results.json", flush=True)
     return rows
-
-
-def _sources(config: AnswersConfig) -> tuple[RecordedAnswers, RecordedAnswers]:
-    if config.fit is None or config.test is None:
-        raise ConfigError("fit and test: both need a file of recorded answers; give --fit FILE --test FILE")
-    fit, test = read_answers(config.fit), read_answers(config.test)
-    overlap = config.fit_part == config.test_part or "all" in (config.fit_part, config.test_part)
-    if fit.digest == test.digest and overlap:
-        raise ConfigError(
-            f"fit and test must not share a record, got {config.fit_part} and {config.test_part} of the same answers; "
-            "set fit_part to first half and test_part to second half"
-        )
-    if fit.question != test.question:
-        raise ConfigError(f"fit and test must answer one question, got {fit.question!r} and {test.question!r}")
-    if not fit.part(config.fit_part) or not test.part(config.test_part):
-        raise ConfigError("fit_part and test_part: the first half of one answer is empty; give more answers")
-    return fit, test
 
 
 def _settings(config: AnswersConfig, question: str, fit_answers: int) -> dict[str, Any]:
