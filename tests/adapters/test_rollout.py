@@ -77,8 +77,8 @@ def test_a_rollout_is_the_whole_adapter_step_by_step(name, mode):
 
 
 @pytest.mark.parametrize(("name", "mode"), TRAINED)
-@pytest.mark.parametrize("t", [0, 5])
-def test_a_live_call_drafts_what_the_offline_one_does(name, mode, t):
+@pytest.mark.parametrize(("t", "unroll"), [(0, False), (5, True)])
+def test_a_live_call_drafts_what_the_offline_one_does(name, mode, t, unroll):
     """One answer, one anchor, kept states padded to a capacity with garbage that the mask hides."""
     adapter, capacity, given = lively(name), 16, streams()
     garbage = 100 * normal(1, capacity, WIDTH, seed=7)
@@ -93,6 +93,7 @@ def test_a_live_call_drafts_what_the_offline_one_does(name, mode, t):
         target=None if FACTS[name].inputs == "drafter" else given.target[1:2, t : t + 1],
         ahead=None if FACTS[name].inputs == "target" else given.drafter[1:2, None, t : t + reach],
         gamma=GAMMA,
+        unroll=unroll,
     )
     offline = drafts(name, mode, given, to=StateHead(head()))
     np.testing.assert_array_equal(found.ids[0, 0], offline.ids[1, t])

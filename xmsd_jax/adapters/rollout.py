@@ -74,7 +74,7 @@ def rollout(
         ahead: drafter states at t, t+1, ...: `gamma` of them (mode own), or two, s[t] and s[t+1], of which the second
             is repeated (mode synced); None for a kind that does not read the drafter.
         gamma: states to predict.
-        unroll: one step after the other in place of a loop: compiles longer, runs faster.
+        unroll: one step after the other in place of a loop.
 
     Returns:
         What `read` gives, with the steps as an axis behind the anchors': [b, a, gamma, ...].

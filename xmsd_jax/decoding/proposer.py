@@ -20,7 +20,18 @@ from xmsd_jax.adapters.interface import POSITIONS, Adapter, CausalAdapter, Strea
 from xmsd_jax.adapters.rollout import Mode, first_drafts
 from xmsd_jax.adapters.token_head import TokenHead
 from xmsd_jax.config import ConfigError
-from xmsd_jax.decoding.draft_call import Drawn, Sizes, beside, blank, compiled, key_words, numbers, rows_at, taken_apart
+from xmsd_jax.decoding.draft_call import (
+    Drawn,
+    Sizes,
+    beside,
+    blank,
+    compiled,
+    is_unrolled,
+    key_words,
+    numbers,
+    rows_at,
+    taken_apart,
+)
 from xmsd_jax.decoding.judge import no_draft
 from xmsd_jax.decoding.ports import Context, Draft, DrafterLane, Prompt, Window
 
@@ -146,7 +157,7 @@ class RolloutDrafter:
         self._head, self._numbers = beside(head, head), numbers(head, max(max_new_tokens, self._portion))
         self._memory = blank(adapter, max_new_tokens + self._portion, head)
         ahead = 0 if not reads_drafter else gamma if mode == "own" else min(gamma, 2)
-        self._call = compiled(rebuild, Sizes(self._portion, gamma, ahead), temperature)
+        self._call = compiled(rebuild, Sizes(self._portion, gamma, ahead, is_unrolled(head)), temperature)
         self.reseed(seed)
 
     def reseed(self, seed: int) -> None:
