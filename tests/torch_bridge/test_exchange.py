@@ -151,12 +151,11 @@ def test_memory_is_lent_once_for_a_growing_answer(monkeypatch):
     assert imported == [buffer.data_ptr(), other.data_ptr()] != [own, own]
 
 
-def test_lent_memory_is_not_taken_for_another_that_came_to_lie_there():
-    brings = window()
-    for turn in range(20):  # each would lie where the last one lay, were that not held
-        block = torch.full((ROWS, WIDTH), float(turn))
-        assert values(brings([block], 0, ROWS)[0, :, 0]) == [turn] * ROWS
-        del block
+def test_memory_is_held_while_it_is_lent_so_that_its_address_becomes_no_others():
+    brings, block = window(), torch.ones(ROWS, WIDTH)
+    address = brings([block], 0, ROWS).unsafe_buffer_pointer()
+    del block
+    assert address not in {other.data_ptr() for other in [torch.zeros(ROWS, WIDTH) for _ in range(100)]}
 
 
 @pytest.mark.parametrize(

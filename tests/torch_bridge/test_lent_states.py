@@ -13,7 +13,11 @@ import torch
 from tests.adapters.small import VOCABULARY, WIDTH, drafts, lively, streams
 from tests.adapters.small import head as small_head
 from tests.decoding.toy import CLIP
+from tests.torch_bridge.fake_pair import WIDTH as FAKE_WIDTH
+from tests.torch_bridge.fake_pair import fake_clip, fake_drafter, fake_target
+from torch_bridge.drafter import TorchLane
 from torch_bridge.exchange import TorchWindow, hand_over, lend, share
+from torch_bridge.static_session import StaticSession
 from xmsd_jax.adapters.rollout import rollout_everywhere
 from xmsd_jax.adapters.token_head import TokenHead
 from xmsd_jax.decoding.ports import Context, Prompt
@@ -81,6 +85,29 @@ def test_bfloat16_states_are_drafted_from_in_bfloat16():
         assert ids(proposes, buffer[0], anchor) == wanted[0, anchor].tolist()
 
 
+def test_a_static_sessions_states_are_lent_from_prefill_on():
+    """With a riding draft of which a part is kept, and passes of which the end is forgotten."""
+    session = StaticSession(fake_target(), room=LENGTH, compiled=False)
+    brings = TorchWindow(LENGTH, FAKE_WIDTH, dtype=torch.float32, device=torch.device("cpu"))
+    kept = [session.prefill("what moves?", session.encode(fake_clip(0)), [5, 6, 7])[:2]]
+    session.crop(2)
+    for start, stop in ((0, 2), (2, 4), (4, 6)):
+        brought = brings(kept, start, stop)
+        assert brought.unsafe_buffer_pointer() == session.states.data_ptr()
+        np.testing.assert_array_equal(brought[0, :stop], torch.cat(kept))
+        kept.append(session.verify([8, 9, 10])[:2])
+        session.crop(1)
+
+
+def test_the_states_of_the_drafters_lane_are_lent():
+    lane = TorchLane(fake_drafter(), max_new_tokens=LENGTH)
+    lane.begin(Prompt(clip=fake_clip(0), question="what moves?"))
+    for read in (lambda: lane.own(3), lambda: lane.synced([5, 6]), lambda: lane.synced([5, 6, 7, 8])):
+        brings = TorchWindow(LENGTH + 1, FAKE_WIDTH, dtype=torch.float32, device=torch.device("cpu"))
+        states = read()
+        assert brings([states], 0, len(states)).unsafe_buffer_pointer() == states.data_ptr()
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_the_head_is_lent_and_not_copied(dtype):
     weight = weights(dtype)
@@ -133,8 +160,9 @@ def test_states_written_after_the_ids_were_fetched_do_not():
     for turn in range(6):
         row = turn % 2
         buffer.copy_(states()[row])
-        assert ids(proposes, buffer) == right(row)  # an anchor that was there starts anew
+        draft = proposes.propose(at(buffer, ANCHOR), GAMMA)  # an anchor that was there starts anew
         buffer.fill_(torch.nan)
+        assert draft.ids.tolist() == right(row)
 
 
 def test_torchs_work_is_waited_for_before_the_call(monkeypatch):
