@@ -264,6 +264,11 @@ def test_a_drafter_that_needs_no_fitting_goes_with_any_target():
         ask.AskConfig(row=DraftRow(drafter="template"), pair=replace(ask.PairConfig(), target="there"))
 
 
+def test_a_row_that_chooses_its_lengths_is_refused_where_no_times_are_measured():
+    with pytest.raises(ConfigError, match=r"row: n-gram \(auto\): auto needs measured times"):
+        ask.AskConfig(row=DraftRow(drafter="n-gram", gamma="auto"))
+
+
 def test_the_taught_sentences_are_of_places_that_the_shipped_weights_were_trained_on():
     world = configs.load(TrainConfig, configs.find("tiny/pair.yaml")).world
     assert world.seed == fitted.TAUGHT_SEED

@@ -12,6 +12,7 @@ from xmsd_jax.config import ConfigError, UserError
 from xmsd_jax.data.clip_folder import ClipFolder
 from xmsd_jax.data.events import EventFrames
 from xmsd_jax.data.world import WorldConfig, world_clips
+from xmsd_jax.decoding.draft_lengths import measured_gammas
 from xmsd_jax.decoding.ladder import Rung
 from xmsd_jax.decoding.ports import Prompt
 from xmsd_jax.decoding.trace import Trace
@@ -21,6 +22,7 @@ from xmsd_jax.pipeline.demo import DemoConfig
 from xmsd_jax.pipeline.figures import check
 from xmsd_jax.pipeline.gallery import write_pages
 from xmsd_jax.pipeline.ladder_run import Climbed, ClipAnswers
+from xmsd_jax.pipeline.predicted import read_costs
 from xmsd_jax.report.gallery import read_gallery
 from xmsd_jax.runs import Row, RunFailed, read_results
 
@@ -36,6 +38,7 @@ SMALL = {
             {"drafter": "prompt-lookup"},
             {"drafter": "template", "prefill_mode": "ride"},
             {"drafter": "n-gram", "prefill_mode": "wait", "gamma": 10},
+            {"drafter": "n-gram", "prefill_mode": "ride", "gamma": "auto"},
         ],
         "repeats": 1,
     },
@@ -44,7 +47,7 @@ SMALL = {
 
 RECIPE = {"epochs": 1, "cosine_epochs": 1, "batch": 8, "gamma": 2, "prefill_draft_len": 6}
 ADAPTERS = ("B1", "L1", "L5F (synced)")
-DRAFTING = ("n-gram", "B1", "L1", "L1+B1", "template+L5F (synced)")
+DRAFTING = ("n-gram", "B1", "B1 (auto)", "L1", "L1+B1", "template+L5F (synced)")
 STUDIED = {
     **SMALL,
     "clips": {"world": {"sequences": {"train": 1, "validation": 1, "test": 2}, "clips_per_sequence": 1}},
@@ -58,6 +61,7 @@ STUDIED = {
         "rows": [
             {"drafter": "n-gram"},
             {"drafter": "B1"},
+            {"drafter": "B1", "gamma": "auto"},
             {"prefill": "L1", "prefill_mode": "ride"},
             {"prefill": "L1", "drafter": "B1", "prefill_mode": "wait"},
             {"prefill": "template", "drafter": "L5F (synced)", "prefill_mode": "ride"},
@@ -104,14 +108,14 @@ def test_the_demo_leaves_page_results_traces_and_gallery(ran):
     assert "world_test_0000_000" in page.read_text()
     assert {p.name for p in run_dir.glob("report.*")} == {"report.html", "report.md", "report.csv"}
     assert len(json.loads((run_dir / "gallery.json").read_text())["cards"]) == 3
-    assert len(list((run_dir / "traces").glob("*.json"))) == 5
+    assert len(list((run_dir / "traces").glob("*.json"))) == 6
 
 
 def test_every_speed_up_names_the_fastest_plain_row_of_the_run(ran):
     rows, origin = read_results(ran[0])
     ups = [r for r in rows if r.metric == "speedup"]
     assert {r.row for r in ups} == {
-        "target eager", "target generate()", "prompt-lookup", "template (ride)", "n-gram (wait)",
+        "target eager", "target generate()", "prompt-lookup", "template (ride)", "n-gram (wait)", "n-gram (ride, auto)",
     }  # fmt: skip
     assert {r.baseline for r in ups} <= {"target eager", "target generate()"}
     assert len({r.baseline for r in ups}) == 1
@@ -122,13 +126,25 @@ def test_every_speed_up_names_the_fastest_plain_row_of_the_run(ran):
 
 def test_every_answer_of_every_row_was_certified_and_walked(ran):
     rows, _ = read_results(ran[0])
-    drafting = {"prompt-lookup", "template (ride)", "n-gram (wait)"}
+    drafting = {"prompt-lookup", "template (ride)", "n-gram (wait)", "n-gram (ride, auto)"}
     assert {(r.row, r.value) for r in rows if r.metric == "answers_compared"} == {(row, 3) for row in drafting}
     assert {r.value for r in rows if r.metric in ("divergences", "ties", "walk_differs")} == {0}
     assert {(r.row, r.n) for r in rows if r.metric == "walk_differs"} == {(row, 3) for row in drafting}
     assert {r.row: r.settings["gamma"] for r in rows if r.metric == "tau"} == {
-        "prompt-lookup": 8, "template (ride)": 8, "n-gram (wait)": 10,
+        "prompt-lookup": 8, "template (ride)": 8, "n-gram (wait)": 10, "n-gram (ride, auto)": "auto",
     }  # fmt: skip
+
+
+def test_a_row_that_chooses_its_lengths_is_predicted_and_shown_as_auto(ran):
+    rows, _ = read_results(ran[0])
+    parts = [r for r in rows if r.row == "n-gram (ride, auto)" and r.metric == "part_ms"]
+    assert {r.kind for r in parts} == {"predicted", "measured"}
+    assert {r.settings["gamma"] for r in parts} == {"auto"}
+    assert "n-gram (ride, auto)" not in {r.row for r in rows if r.metric == "speedup_by_gamma"}
+    for name in ("report.html", "report.md"):
+        assert "n-gram (ride, auto)" in (ran[0] / name).read_text()
+    (costs,) = read_costs(ran[0] / "live" / "costs.json").values()
+    assert measured_gammas(costs["n-gram (ride, auto)"], 8) == [1, 2, 4, 8]
 
 
 def test_a_second_run_does_no_work_and_fresh_does_it_again(ran, monkeypatch, capsys):
@@ -158,7 +174,7 @@ def test_predictions_lie_on_disk_before_anything_is_decoded_live(studied):
     assert before == read_results(run_dir / "live" / "predicted")[0]
     assert {r.kind for r in before if r.metric in ("part_ms", "speedup_by_gamma")} == {"predicted"}
     assert {r.row for r in before if r.metric == "part_ms"} == {"target eager", *DRAFTING}
-    assert {r.row for r in before if r.metric == "speedup_by_gamma"} == {*DRAFTING} - {"L1"}
+    assert {r.row for r in before if r.metric == "speedup_by_gamma"} == {*DRAFTING} - {"L1", "B1 (auto)"}
     assert (run_dir / "live" / "costs.json").is_file()
 
 

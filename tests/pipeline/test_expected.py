@@ -3,11 +3,13 @@
 import numpy as np
 import pytest
 
+from xmsd_jax.decoding.cost import Parts
 from xmsd_jax.decoding.text_anchors import FreePrefix
 from xmsd_jax.decoding.trace import Iteration, Trace
 from xmsd_jax.metrics.acceptance import Anchors
 from xmsd_jax.pipeline.expected import agreement, expect
 from xmsd_jax.pipeline.judged import Judged
+from xmsd_jax.pipeline.predicted import predicted_parts
 from xmsd_jax.pipeline.rows import DraftRow
 
 LENGTH, GAMMA = 6, 3
@@ -30,14 +32,14 @@ def prefix(free: int, slack: float | None = None, drafted: int = 2) -> FreePrefi
     return FreePrefix(free=np.array([free], np.int32), drafted=drafted, slack=held)
 
 
-def expected(row: DraftRow, *, late=None, early=None, drafter_len: int = 10):
+def expected(row: DraftRow, *, late=None, early=None, drafter_len: int = 10, parts=None):
     judged = {}
     if row.drafter:
         judged[row.drafter] = Judged(anchors=anchors() if late is None else late)
     if row.first:
         judged[row.first] = Judged(anchors=judged.get(row.first, Judged()).anchors, prefix=early)
     lengths = judged[row.drafter].anchors.target_len if row.drafter else [LENGTH]
-    return expect(row, GAMMA, judged, target_len=lengths, drafter_len=[drafter_len], known=[True])
+    return expect(row, GAMMA, judged, target_len=lengths, drafter_len=[drafter_len], known=[True], parts=parts)
 
 
 def live(walk, n_free: int = 0) -> Trace:
@@ -121,6 +123,34 @@ def test_no_draft_takes_no_lane_step():
     assert expected(OWN).lane_steps(0) is None
     assert expected(DraftRow(drafter="L5 (synced)")).lane_steps(GAMMA) is None
     assert expected(L1, early=prefix(1)).lane_steps(GAMMA) is None
+
+
+def seconds(pays: int, **more) -> Parts:
+    """Parts of drafts of 1 or 3 tokens, of which those of `pays` take as long as a plain step, others far longer."""
+    verify = {gamma + 1: 1.0 if gamma == pays else 9.0 for gamma in (1, 3)}
+    return Parts(vision=0, prefill=0, decode_step=1.0, verify=verify, draft={1: 0.0, 3: 0.0}, **more)
+
+
+@pytest.mark.parametrize(("pays", "walk"), [(3, WALK), (1, [(0, 1), (2, 1), (4, 0)]), (0, [(t, 0) for t in range(5)])])
+def test_a_row_that_chooses_its_lengths_takes_the_walk_that_its_own_parts_make_pay(pays, walk):
+    row = expected(DraftRow(drafter="B1", gamma="auto"), parts=seconds(pays))
+    assert row.iterations.tolist() == [len(walk)]
+    assert agreement(row, 0, live(walk), dtype="float32") == "equal"
+    assert agreement(row, 0, live(walk[:-1]), dtype="float32") == "differs"
+    phase_2 = predicted_parts(seconds(pays), row)["verify"]
+    assert phase_2.tolist() == [len(walk)]  # a second each: the draft of 3, that of 1, or a plain step
+
+
+def test_a_row_that_chooses_its_lengths_needs_the_times_to_choose_by():
+    with pytest.raises(ValueError, match=r"B1 \(auto\) chooses draft lengths by its measured times, got none"):
+        expected(DraftRow(drafter="B1", gamma="auto"))
+
+
+@pytest.mark.parametrize(("pays", "steps"), [(3, 6), (1, 7), (0, 0)])
+def test_chosen_drafts_step_the_drafters_own_answer_as_far_as_the_longest_one(pays, steps):
+    row = expected(DraftRow(drafter="L5 (own)", gamma="auto"), parts=seconds(pays, drafter_step=0.01))
+    assert row.walked_lane_steps.tolist() == [steps]
+    assert predicted_parts(seconds(pays, drafter_step=0.01), row)["sync"].tolist() == [pytest.approx(steps * 0.01)]
 
 
 def test_some_answers_can_be_taken():

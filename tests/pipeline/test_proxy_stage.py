@@ -80,6 +80,21 @@ def test_the_speed_up_over_gamma_is_that_of_the_walks_worked_out_by_hand(config,
     assert row.value == pytest.approx(136 / 142)
 
 
+def test_a_row_that_chooses_its_lengths_is_predicted_by_the_walk_of_its_own_parts(config, tmp_path, capsys):
+    """Phase 2 alone, free passes: it asks for 2 at anchors 0, 3 and 0..6 but 3, 5: 2 passes and 5, 10 ms each."""
+    row = DraftRow(drafter="n-gram", gamma="auto")
+    free = dataclasses.replace(PARTS, verify={2: 0.01, 3: 0.01}, draft={1: 0.0, 2: 0.0}, host=0.0)
+    for parts, decode in ((free, 20 + 50), (PARTS, 60 + 70)):  # else every draft costs too much: 6 and 7 plain steps
+        write_costs(config.costs, {"street": {row.name: parts}}, {})
+        rows = proxy.run(dataclasses.replace(config, rows=(row,), gamma=2), tmp_path / "run")
+        (up,) = [r for r in rows if r.metric == "speedup"]
+        assert (up.row, up.kind, up.baseline, up.settings["gamma"]) == (
+            "n-gram (auto)", "predicted", "target eager", "auto",
+        )  # fmt: skip
+        assert up.value == pytest.approx((63 + 73) / (6 + decode))
+        assert f"n-gram (auto)                gamma chosen: {up.value:.2f}x" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("changes", "told"),
     [

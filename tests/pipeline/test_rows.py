@@ -12,6 +12,11 @@ from xmsd_jax.pipeline.rows import DRAFTERS, DraftRow, drafter_name, folder_name
         ({"drafter": "prompt-lookup"}, "prompt-lookup", None),
         ({"drafter": "n-gram", "prefill_mode": "wait"}, "n-gram (wait)", "n-gram"),
         ({"drafter": "template", "prefill_mode": "ride", "gamma": 3}, "template (ride)", "template"),
+        ({"drafter": "n-gram", "gamma": "auto"}, "n-gram (auto)", None),
+        ({"drafter": "n-gram", "prefill_mode": "ride", "gamma": "auto"}, "n-gram (ride, auto)", "n-gram"),
+        ({"drafter": "L5F (synced)", "gamma": "auto"}, "L5F (synced, auto)", None),
+        ({"drafter": "identity(target, 1)", "gamma": "auto"}, "identity(target, 1) (auto)", None),
+        ({"prefill": "L3", "drafter": "B1", "prefill_mode": "ride", "gamma": "auto"}, "L3+B1 (auto)", "L3"),
         ({"prefill": "L2", "prefill_mode": "ride"}, "L2", "L2"),
         ({"drafter": "L5F (own)"}, "L5F (own)", None),
         ({"prefill": "L3", "drafter": "L5F (synced)", "prefill_mode": "wait"}, "L3+L5F (synced)", "L3"),
@@ -36,6 +41,11 @@ def test_a_row_is_named_by_who_drafts_in_each_phase(given, name, first):
         ({"drafter": "B1", "prefill_mode": "wait"}, "prefill_mode: wait does not go with drafter B1"),
         ({"prefill": "L1"}, "prefill_mode: none does not go with drafter None and prefill L1"),
         ({"drafter": "n-gram", "gamma": 0}, "gamma: must be at least 1"),
+        ({"drafter": "n-gram", "gamma": "most"}, "gamma"),
+        (
+            {"prefill": "L1", "prefill_mode": "ride", "gamma": "auto"},
+            "gamma: auto chooses how much a drafter of phase 2",
+        ),
         ({}, "a row needs a drafter"),
         ({"drafter": "n-gram", "prefill_mode": "fly"}, "prefill_mode"),
     ],
@@ -43,6 +53,10 @@ def test_a_row_is_named_by_who_drafts_in_each_phase(given, name, first):
 def test_a_drafter_outside_its_phase_is_refused(given, told):
     with pytest.raises(ConfigError, match=told):
         load(DraftRow, given)
+
+
+def test_a_rows_longest_draft_is_its_own_or_the_ladders():
+    assert [DraftRow(drafter="n-gram", gamma=gamma).longest(8) for gamma in (3, None, "auto")] == [3, 8, 8]
 
 
 def test_the_pairing_is_part_of_a_name_only_where_both_pairings_exist():

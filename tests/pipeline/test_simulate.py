@@ -191,6 +191,7 @@ def test_what_is_lacking_is_told_in_one_line(folder, again, capsys, changes, tol
         ({"imposed": (0.5, 1.5)}, "imposed: an acceptance is a probability 0..1, got 1.5"),
         ({"imposed_like": "L1"}, "drafter: 'L1' is none of"),
         ({"rows": (DraftRow(prefill="L1", prefill_mode="ride"),)}, "rows: L1 drafts in phase 1 only"),
+        ({"rows": (DraftRow(drafter="n-gram", gamma="auto"),)}, "shows every gamma up to the longest; leave gamma out"),
         ({"rows": (DraftRow(drafter="n-gram", gamma=9),)}, "n-gram: gamma 9 is above the longest draft, 3"),
         ({"gamma": 0}, "gamma: must be at least 1"),
         ({"splits": ("train",)}, "splits: at least one, not train"),

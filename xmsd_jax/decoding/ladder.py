@@ -11,6 +11,7 @@ from time import perf_counter
 import numpy as np
 
 from xmsd_jax.decoding.certificate import Certificate, Dtype, certify, compare
+from xmsd_jax.decoding.draft_lengths import DraftLengths
 from xmsd_jax.decoding.live import LiveConfig, decode
 from xmsd_jax.decoding.plain import decode_plain
 from xmsd_jax.decoding.ports import Context, Drafter, Prompt, Verifier
@@ -38,14 +39,17 @@ def speculative(
     drafter: Drafter | None,
     config: LiveConfig,
     prefill_drafter: Drafter | None = None,
+    lengths: DraftLengths | None = None,
 ) -> Rung:
-    """A row that drafts in phase 2 by `drafter`, and in phase 1 as `config` says."""
+    """A row that drafts in phase 2 by `drafter`, and in phase 1 as `config` says; `lengths` as in `decode`."""
     return Rung(
         name=name,
         drafter=drafter,
         config=config,
         prefill_drafter=prefill_drafter,
-        answer=lambda prompt: decode(verifier, drafter, prompt, config, prefill_drafter=prefill_drafter),
+        answer=lambda prompt: decode(
+            verifier, drafter, prompt, config, prefill_drafter=prefill_drafter, lengths=lengths
+        ),
     )
 
 

@@ -13,8 +13,9 @@ whatever the drafter proposes. The target is a `Verifier`, the drafter a `Drafte
 This loop runs drafter and target one after the other: phase 1's drafting is charged in full, inside `prefill`.
 
 **Phase 2**, at anchor t: draft d_1..d_g, read [y_t, d_1..d_g] in one pass, keep the accepted prefix and the target's
-next token, crop the cache. An empty draft is a step (M = 1) and counts as an iteration. Without a drafter phase 2 is
-plain decoding: no iterations.
+next token, crop the cache. g is `gamma`, or what `lengths` chooses before each iteration, 0..gamma: with 0 the drafter
+is not asked. An empty draft is a step (M = 1) and counts as an iteration. Without a drafter phase 2 is plain decoding:
+no iterations.
 
 **Stop.** At an EOS (kept) or at `max_new_tokens`; what a pass emits after that is dropped and not counted, so that a
 walk over the stored answer counts the same.
@@ -32,6 +33,7 @@ import numpy as np
 
 from xmsd_jax.config import ConfigError
 from xmsd_jax.decoding.clock import Clock
+from xmsd_jax.decoding.draft_lengths import DraftLengths, Fixed
 from xmsd_jax.decoding.judge import Judge, check_draft, no_draft, split
 from xmsd_jax.decoding.ports import Context, Draft, Drafter, DrafterLane, Prompt, Span, Verified, Verifier
 from xmsd_jax.decoding.stopping import Answer, Listener
@@ -40,7 +42,7 @@ from xmsd_jax.decoding.trace import Iteration, Origin, Trace
 
 @dataclass(frozen=True, kw_only=True)
 class LiveConfig:
-    """How to decode. `gamma`: ids drafted an iteration; `prefill_draft_len`: ids drafted in phase 1 (0 with `none`)."""
+    """How to decode. `gamma`: most ids drafted an iteration; `prefill_draft_len`: ids of phase 1 (0 with `none`)."""
 
     gamma: int
     max_new_tokens: int
@@ -72,6 +74,7 @@ def decode(
     rng: np.random.Generator | None = None,
     prefill_drafter: Drafter | None = None,
     listener: Listener | None = None,
+    lengths: DraftLengths | None = None,
 ) -> Trace:
     """Decode one answer.
 
@@ -83,6 +86,7 @@ def decode(
         rng: needed at T > 0, unused at T = 0.
         prefill_drafter: of phase 1; None takes `drafter`.
         listener: told of the tokens as they are verified; its time is part of the answer's.
+        lengths: how many ids each iteration drafts; None drafts `config.gamma` every time.
 
     Raises ValueError on a draft that is longer than asked for or holds an id that is not real, ConfigError on a
     capacity below `max_new_tokens` and on phase 1 without any drafter.
@@ -92,8 +96,10 @@ def decode(
     run = _Run(verifier, prompt, config, Judge(temperature=config.temperature, rng=rng), listener)
     run.begin(lanes_of(prefill_drafter, drafter))
     free = run.prefill(prefill_drafter)
+    lengths = Fixed(gamma=config.gamma) if lengths is None else lengths
+    lengths.begin()
     while run.answer.stop is None:
-        run.iterate(drafter)
+        run.iterate(drafter, lengths)
     return Trace(
         ids=tuple(run.answer.ids),
         origins=tuple(run.answer.origins),
@@ -169,17 +175,19 @@ class _Run:
             verified = self.verifier.verify(draft.ids.tolist(), logits=self.judge.sampled)
             self.settle(tail, verified, "prefill-draft", lap="first")
 
-    def iterate(self, drafter: Drafter | None) -> None:
+    def iterate(self, drafter: Drafter | None, lengths: DraftLengths) -> None:
         """Phase 2: one draft and its verification, or one step of plain decoding."""
         anchor = len(self.answer.ids) - 1
+        asked = 0 if drafter is None else lengths.choose(self.config.gamma)
         draft = no_draft()
-        if drafter is not None:
-            draft = self.draft(drafter, self.config.gamma)
+        if drafter is not None and asked:
+            draft = self.draft(drafter, asked)
             self.clock.lap("draft", self.spans())
         verified = self.read([self.answer.ids[-1], *draft.ids.tolist()])
         self.clock.lap("verify")
         accepted, emitted = self.settle(draft, verified, "draft", lap="verify", host="host")
         if drafter is not None:
+            lengths.tell(asked, len(draft.ids), accepted)
             drafted = tuple(draft.ids.tolist())
             self.iterations.append(Iteration(anchor=anchor, drafted=drafted, accepted=accepted, emitted=emitted))
 

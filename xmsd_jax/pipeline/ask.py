@@ -54,6 +54,8 @@ class AskConfig:
         for name in ("gamma", "prefill_draft_len", "order", "max_new_tokens"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}: must be at least 1, got {getattr(self, name)}")
+        if self.row.auto:
+            raise ConfigError(f"row: {self.row.name}: auto needs measured times, and none are here; give gamma a number")
         if self.fitted_on is not None:
             return
         named = {self.row.drafter, self.row.first} - {None}

@@ -45,14 +45,16 @@ def measure_parts(
     target = _target_parts(pair, samples, _pass_lengths(pair, rows))
     lane = _lane_parts(pair, samples) if any(_uses_lane(pair, row) for row in rows) else {}
     step = lane.pop("drafter_step", 0.0)
-    late = dict.fromkeys(row.drafter for row in rows if row.drafter)
-    drafting = {name: _drafting(pair, name, samples, _draft_lengths(pair, rows, name)) for name in late}
+    drafting = {
+        (name, auto): _drafting(pair, name, samples, _compiled(pair, rows, name, auto))
+        for name, auto in dict.fromkeys((row.drafter, row.auto) for row in rows if row.drafter)
+    }
     early = {name: _early(pair, name, samples) for name in dict.fromkeys(r.first for r in rows if r.first)}
     return {
         row.name: replace(
             target,
             **(lane if _uses_lane(pair, row) else {}),
-            **(drafting[row.drafter] if row.drafter else {}),
+            **(drafting[row.drafter, row.auto] if row.drafter else {}),
             adapter=early[row.first] if row.first else 0.0,
             drafter_step=step if steps(row) else 0.0,
         )
@@ -66,14 +68,22 @@ def _sample(pair: LivePair, prompt: Prompt, answer: Trace) -> Sample:
 
 def _pass_lengths(pair: LivePair, rows: Sequence[DraftRow]) -> list[int]:
     """Pass lengths M to time: enough for every draft length from 1 to the longest, and for the check of `wait`."""
-    gammas = {row.gamma or pair.lengths.gamma for row in rows}
+    gammas = {row.longest(pair.lengths.gamma) for row in rows}
     longest = max(*gammas, pair.lengths.gamma) + 1
     return sorted({2, 3, 5, longest, *(gamma + 1 for gamma in gammas), max(longest, pair.lengths.prefill_draft_len)})
 
 
-def _draft_lengths(pair: LivePair, rows: Sequence[DraftRow], name: str) -> list[int]:
-    """One token, and as many as the rows of a drafter ask for: between them T_draft is interpolated."""
-    return sorted({1, *(row.gamma or pair.lengths.gamma for row in rows if row.drafter == name)})
+def _compiled(pair: LivePair, rows: Sequence[DraftRow], name: str, auto: bool) -> dict[int, int]:
+    """Draft lengths to time a drafter at, each with the length that the drafter is compiled for.
+
+    One token, and as many as its rows ask for: between them T_draft is interpolated. A row that chooses its lengths has
+    one drafter for all of them, compiled for the longest, which is timed at every length whose pass is timed too.
+    """
+    longest = pair.lengths.gamma
+    if auto:
+        return {m - 1: longest for m in _pass_lengths(pair, rows) if m - 1 <= longest}
+    asked = {row.longest(longest) for row in rows if row.drafter == name and not row.auto}
+    return {gamma: gamma for gamma in sorted({1, *asked})}
 
 
 def _uses_lane(pair: LivePair, row: DraftRow) -> bool:
@@ -135,11 +145,11 @@ def _lane_parts(pair: LivePair, samples: Sequence[Sample]) -> dict[str, float]:
     return {part.replace(" ", "_"): median(seconds[part]) for part in parts}
 
 
-def _drafting(pair: LivePair, name: str, samples: Sequence[Sample], gammas: Sequence[int]) -> dict[str, Any]:
-    """T_draft at some draft lengths, and the lane's seconds per iteration."""
+def _drafting(pair: LivePair, name: str, samples: Sequence[Sample], compiled: Mapping[int, int]) -> dict[str, Any]:
+    """T_draft at some draft lengths (`_compiled`), and the lane's seconds per iteration."""
     draft, sync = {}, 0.0
-    for gamma in gammas:
-        seconds, waited = zip(*(_proposals(pair, pair.drafter(name, gamma), gamma, s) for s in samples), strict=True)
+    for gamma, most in compiled.items():
+        seconds, waited = zip(*(_proposals(pair, pair.drafter(name, most), gamma, s) for s in samples), strict=True)
         draft[gamma] = median(s for part in seconds for s in part)
         sync = median(s for part in waited for s in part)
     return {"draft": draft, "sync": 0.0 if name.endswith("(own)") else sync}

@@ -2,11 +2,15 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
 
+from xmsd_jax.decoding.adaptive_walk import LengthWalk, length_walk
 from xmsd_jax.decoding.certificate import Dtype, tie_margin
+from xmsd_jax.decoding.cost import Parts
+from xmsd_jax.decoding.draft_lengths import Adaptive, DraftLengths, Fixed, measured_gammas
 from xmsd_jax.decoding.text_anchors import FreePrefix, after
 from xmsd_jax.decoding.trace import Trace
 from xmsd_jax.metrics.acceptance import Anchors
@@ -21,12 +25,14 @@ TOP_LOGIT = 16.0
 class Expected:
     """One row on n answers. `anchors` walk after the free prefix; None decodes plainly. `prefix` is phase 1, or None.
 
+    `gamma` is the longest draft, `lengths` chooses how much of it each iteration drafts.
     `known` bool[n]: whether the stored answer is the live reference (a tie between batch sizes can make another).
     `drafter_len` int[n]: length of the drafter's own answer. `own`: phase 2 goes along the drafter's own answer.
     """
 
     row: DraftRow
     gamma: int
+    lengths: DraftLengths
     anchors: Anchors | None
     prefix: FreePrefix | None
     target_len: np.ndarray
@@ -39,17 +45,30 @@ class Expected:
         """n_free of each answer, int[n]."""
         return np.zeros(len(self.target_len), np.int64) if self.prefix is None else self.prefix.free
 
+    @cached_property
+    def walk(self) -> LengthWalk | None:
+        """What each iteration asks for and accepts; None without drafts in phase 2."""
+        return None if self.anchors is None else length_walk(self.anchors, self.lengths, self.gamma)
+
     @property
     def iterations(self) -> np.ndarray:
         """I of each answer, int[n]; zeros without drafts in phase 2."""
-        return self.free * 0 if self.anchors is None else self.anchors.walk(self.gamma).iterations
+        return self.free * 0 if self.walk is None else self.walk.iterations
+
+    @property
+    def walked_lane_steps(self) -> np.ndarray | None:
+        """`lane_steps` of the row's own walk: each draft steps as far as the longest one would."""
+        return None if not self.own or self.walk is None else self._reached(self.walk.asked > 0, self.gamma)
 
     def lane_steps(self, gamma: int) -> np.ndarray | None:
         """Steps that the drafter's own answer takes in phase 2, int[n]; None where no draft goes along it."""
         if not self.own or self.anchors is None or gamma == 0:
             return None
-        visited = self.anchors.visited(gamma)
-        last = np.where(visited.any(1), visited.shape[1] - 1 - np.argmax(visited[:, ::-1], axis=1), -1)
+        return self._reached(self.anchors.visited(gamma), gamma)
+
+    def _reached(self, drafting: np.ndarray, gamma: int) -> np.ndarray:
+        """Lane steps up to the last anchor of bool[n, t] that drafts `gamma` tokens."""
+        last = np.where(drafting.any(1), drafting.shape[1] - 1 - np.argmax(drafting[:, ::-1], axis=1), -1)
         reach = np.where(last < 0, 0, np.minimum(last + gamma, self.drafter_len))
         # what an adapter of phase 1 has stepped through already, in the same lane
         before = 0 if self.prefix is None or self.row.first in TEXT else self.prefix.drafted
@@ -75,23 +94,38 @@ def expect(
     target_len: Any,
     drafter_len: Any,
     known: Any,
+    parts: Parts | None = None,
 ) -> Expected:
     """Put together what phase 1 and phase 2 of a row do on the n answers that `judged` was taken at.
 
-    `target_len`, `drafter_len` int[n], `known` bool[n]: as in `Expected`.
+    `target_len`, `drafter_len` int[n], `known` bool[n]: as in `Expected`. `parts`: the measured seconds of the row, by
+    which one with gamma auto chooses its draft lengths; ValueError where such a row comes without them.
     """
     prefix = judged[row.first].prefix if row.first else None
     anchors = judged[row.drafter].anchors if row.drafter else None
     return Expected(
         row=row,
         gamma=gamma,
+        lengths=_lengths(row, gamma, parts),
         anchors=None if anchors is None else after(anchors, prefix),
         prefix=prefix,
         target_len=np.asarray(target_len, np.int64),
         drafter_len=np.asarray(drafter_len, np.int64),
         known=np.asarray(known, bool),
-        own=(row.drafter or "").endswith("(own)"),
+        own=_own(row),
     )
+
+
+def _own(row: DraftRow) -> bool:
+    return (row.drafter or "").endswith("(own)")
+
+
+def _lengths(row: DraftRow, gamma: int, parts: Parts | None) -> DraftLengths:
+    if not row.auto:
+        return Fixed(gamma=gamma)
+    if parts is None:
+        raise ValueError(f"{row.name} chooses draft lengths by its measured times, got none; measure its parts first")
+    return Adaptive(parts, measured_gammas(parts, gamma), own=_own(row))
 
 
 def agreement(expected: Expected, at: int, trace: Trace, *, dtype: Dtype) -> Literal["equal", "tie", "differs"]:
@@ -103,10 +137,10 @@ def agreement(expected: Expected, at: int, trace: Trace, *, dtype: Dtype) -> Lit
     margin = tie_margin(dtype, TOP_LOGIT)
     if expected.prefix is not None and trace.n_free != expected.prefix.free[at]:
         return _tie(expected.prefix.slack, at, margin)
-    if expected.anchors is None:
+    if expected.anchors is None or expected.walk is None:
         return "differs" if trace.iterations else "equal"
-    right = np.minimum(expected.anchors.right[at], expected.gamma)
-    walk = [(int(t), int(right[t])) for t in np.flatnonzero(expected.anchors.visited(expected.gamma)[at])]
+    accepted = expected.walk.accepted[at]
+    walk = [(int(t), int(accepted[t])) for t in np.flatnonzero(expected.walk.visited[at])]
     live = [(i.anchor, i.accepted) for i in trace.iterations]
     for (anchor, wanted), (reached, got) in zip(walk, live, strict=False):
         if anchor != reached or wanted != got:

@@ -81,7 +81,7 @@ def check(rows: Sequence[Row]) -> None:
 
 def _lengths(expected: Expected) -> dict[str, Any]:
     """The draft lengths of a row, where it has them."""
-    gamma = {} if expected.anchors is None else {"gamma": expected.gamma}
+    gamma = {} if expected.anchors is None else {"gamma": "auto" if expected.row.auto else expected.gamma}
     return gamma | ({} if expected.prefix is None else {"prefill_draft_len": expected.prefix.drafted})
 
 
@@ -123,9 +123,8 @@ def _walk(climbed: Climbed, rung: Rung, expected: Expected, dtype: Dtype) -> lis
 
 def _walked_shares(name: str, expected: Expected, sequences: Sequence[str], settings: Mapping[str, Any]) -> Row:
     """S_k over the anchors that the offline walk visits."""
-    anchors: Any = expected.anchors
-    gamma = min(expected.gamma, anchors.gamma)
-    counts, total = anchors.prefix_counts(gamma, anchors.visited(gamma))
+    walk: Any = expected.walk
+    counts, total = walk.prefix_counts(expected.gamma)
     return curve_row(name, counts, total, sequences, {**settings, "how": "rolled out, visited anchors"})
 
 
@@ -134,7 +133,7 @@ def _live_shares(climbed: Climbed, rung: Rung, expected: Expected, settings: Map
     if expected.anchors is None:
         return []
     found = climbed.typical(rung.name)
-    gamma = min(expected.gamma, expected.anchors.gamma)
+    gamma = expected.gamma
     accepted = [np.array([i.accepted for i in trace.iterations], int) for trace in found.values()]
     counts = np.array([[(a >= k).sum() for k in range(1, gamma + 1)] for a in accepted])
     total = np.array([len(a) for a in accepted])

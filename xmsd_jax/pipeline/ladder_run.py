@@ -76,7 +76,7 @@ def prepare(
     """
     seen = progress(prompts, total=len(prompts), label=f"reference: {clips}")
     own = references(pair.shared, seen, pair.lengths.max_new_tokens)
-    gamma = max([pair.lengths.gamma, *(row.gamma or 0 for row in rows)])
+    gamma = max([pair.lengths.gamma, *(row.longest(0) for row in rows)])
     judged: dict[str, Judged] = {name: _judge_text(pair, name, prompts, own, gamma) for name in _text_names(rows)}
     known = np.ones(len(prompts), bool)
     drafter_len = np.zeros(len(prompts), np.int64)
@@ -90,18 +90,19 @@ def prepare(
         drafter_len = store.read("drafter_len")[at]
     lengths = [len(trace.ids) for trace in own]
     _check_judged(judged, rows, pair)
+    print(f"costs: {clips}", flush=True)
+    costs = measure_parts(pair, rows, prompts, own)
     expected = {
-        row.name: expect(row, row.gamma or pair.lengths.gamma, judged, target_len=lengths, drafter_len=drafter_len,
-                         known=known)
+        row.name: expect(row, row.longest(pair.lengths.gamma), judged, target_len=lengths, drafter_len=drafter_len,
+                         known=known, parts=costs[row.name])
         for row in rows
     }  # fmt: skip
-    print(f"costs: {clips}", flush=True)
     return ClipAnswers(
         clips=clips,
         prompts=tuple(prompts),
         references=tuple(own),
         expected=expected,
-        costs=measure_parts(pair, rows, prompts, own),
+        costs=costs,
     )
 
 
@@ -111,7 +112,7 @@ def climb_set(
     """Decode every prompt with every row: `timed` of them whole and interleaved, the others with a shared prefill."""
     chosen = np.zeros(len(one.prompts), bool)
     chosen[np.unique(np.linspace(0, len(chosen) - 1, min(timed or len(chosen), len(chosen))).astype(int))] = True
-    rungs = [*pair.plain_rungs(), *(pair.rung(row) for row in rows)]
+    rungs = [*pair.plain_rungs(), *(pair.rung(row, draft_lengths=one.expected[row.name].lengths) for row in rows)]
     traces: dict[str, list[list[Trace]]] = {rung.name: [[] for _ in one.prompts] for rung in rungs}
     climb(rungs, one.prompts[:WARM_PROMPTS], repeats=1)
 
@@ -124,7 +125,7 @@ def climb_set(
 
     # decoding alone
     pair.share(True)
-    shared = [pair.rung(row, pair.shared) for row in rows]
+    shared = [pair.rung(row, pair.shared, draft_lengths=one.expected[row.name].lengths) for row in rows]
     rest = [one.prompts[at] for at in np.flatnonzero(~chosen)]
     turns = partial(progress, total=len(rest), label=f"live: {one.clips}")
     for name, found in climb(shared, rest, repeats=1, watch=turns).items():
@@ -172,7 +173,7 @@ def _taken(judged: Judged, at: np.ndarray) -> Judged:
 def _check_judged(judged: Mapping[str, Judged], rows: Sequence[DraftRow], pair: LivePair) -> None:
     """Raise UserError unless every drafter was judged with at least the lengths that are decoded live."""
     for row in rows:
-        gamma = row.gamma or pair.lengths.gamma
+        gamma = row.longest(pair.lengths.gamma)
         for name, what, held, asked in (
             (row.drafter, "gamma", "anchors", gamma),
             (row.first, "prefill_draft_len", "prefix", pair.lengths.prefill_draft_len),

@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any
 
 from xmsd_jax.adapters.token_head import TokenHead
+from xmsd_jax.decoding.draft_lengths import DraftLengths
 from xmsd_jax.decoding.ladder import Rung, speculative
 from xmsd_jax.decoding.live import LiveConfig
 from xmsd_jax.decoding.plain import decode_plain
@@ -28,7 +29,7 @@ class Lengths:
     def config(self, row: DraftRow) -> LiveConfig:
         """How a row decodes."""
         return LiveConfig(
-            gamma=row.gamma or self.gamma,
+            gamma=row.longest(self.gamma),
             max_new_tokens=self.max_new_tokens,
             prefill_draft_len=self.prefill_draft_len if row.first else 0,
             prefill_mode=row.prefill_mode,
@@ -100,16 +101,22 @@ class LivePair:
 
     def late_drafter(self, row: DraftRow) -> Drafter | None:
         """Who drafts in phase 2 of a row."""
-        return self.drafter(row.drafter, row.gamma or self.lengths.gamma) if row.drafter else None
+        return self.drafter(row.drafter, row.longest(self.lengths.gamma)) if row.drafter else None
 
-    def rung(self, row: DraftRow, verifier: Verifier | None = None) -> Rung:
-        """A row of the ladder, over `verifier` (None: the one that computes answers whole)."""
+    def rung(
+        self, row: DraftRow, verifier: Verifier | None = None, *, draft_lengths: DraftLengths | None = None
+    ) -> Rung:
+        """A row of the ladder, over `verifier` (None: the one that computes answers whole).
+
+        `draft_lengths`: how much each iteration drafts; None: always as much as the row says.
+        """
         return speculative(
             row.name,
             self.verifier if verifier is None else verifier,
             self.late_drafter(row),
             self.lengths.config(row),
             prefill_drafter=self.early_drafter(row),
+            lengths=draft_lengths,
         )
 
     def plain_rungs(self) -> list[Rung]:

@@ -12,9 +12,11 @@ from typing import Any
 import numpy as np
 
 from xmsd_jax.config import UserError
+from xmsd_jax.decoding.adaptive_walk import walk_seconds
 from xmsd_jax.decoding.cost import GammaChoice, Parts, baseline, best_gamma, predict
 from xmsd_jax.decoding.trace import Trace
 from xmsd_jax.metrics.acceptance import Anchors
+from xmsd_jax.metrics.counted import speed_up
 from xmsd_jax.pipeline.expected import Expected
 from xmsd_jax.pipeline.rows import DraftRow
 from xmsd_jax.report.rows import UNITS
@@ -41,18 +43,18 @@ def read_costs(path: Path) -> dict[str, dict[str, Parts]]:
 
 
 def predicted_parts(parts: Parts, expected: Expected) -> dict[str, np.ndarray]:
-    """Seconds of each part, float64[n], of a row's answers."""
-    anchors = expected.anchors
-    return predict(
+    """Seconds of each part, float64[n], of a row's answers: phase 1, and the walk of phase 2 or plain decoding."""
+    plain = predict(
         parts,
         target_len=expected.target_len,
         iterations=expected.iterations,
         n_free=expected.free,
-        gamma=0 if anchors is None else expected.gamma,
-        idle=None if anchors is None else anchors.idle(expected.gamma),
-        lane_steps=expected.lane_steps(expected.gamma),
+        gamma=0,
         **phase_1(expected),
     )
+    if expected.walk is None:
+        return plain
+    return plain | walk_seconds(parts, expected.walk, expected.walked_lane_steps)
 
 
 def phase_1(expected: Expected) -> dict[str, Any]:
@@ -105,9 +107,9 @@ def by_gamma(
 ) -> GammaChoice | None:
     """Predicted speed-up over plain decoding at each draft length up to the longest measured one, or at `gammas`.
 
-    None for a row without phase 2.
+    None for a row without phase 2, and for one that chooses the length itself.
     """
-    if expected.anchors is None:
+    if expected.anchors is None or expected.row.auto:
         return None
     return best_gamma(
         shortened(expected.anchors, max(parts.draft)),
@@ -143,4 +145,22 @@ def gamma_row(row: DraftRow, choice: GammaChoice, settings: Mapping[str, Any]) -
         baseline=PLAIN,
         kind="predicted",
         settings={**settings, **lists},
+    )
+
+
+def auto_row(parts: Parts, expected: Expected, sequences: Sequence[str], settings: Mapping[str, Any]) -> Row:
+    """The predicted speed-up of a row that chooses its draft lengths."""
+    whole = np.sum(list(predicted_parts(parts, expected).values()), axis=0)
+    top = speed_up(baseline(parts, expected.target_len), whole, sequences=sequences)
+    return Row(
+        row=expected.row.name,
+        metric="speedup",
+        value=top.value,
+        low=top.low,
+        high=top.high,
+        n=top.n,
+        unit="x",
+        baseline=PLAIN,
+        kind="predicted",
+        settings={**settings, "gamma": "auto"},
     )

@@ -12,7 +12,7 @@ from xmsd_jax.data.store import Store
 from xmsd_jax.decoding.proxy import TwoPhase
 from xmsd_jax.pipeline.expected import expect
 from xmsd_jax.pipeline.judged import read_judged
-from xmsd_jax.pipeline.predicted import PLAIN, by_gamma, gamma_row, part_rows, predicted_parts, read_costs
+from xmsd_jax.pipeline.predicted import PLAIN, auto_row, by_gamma, gamma_row, part_rows, predicted_parts, read_costs
 from xmsd_jax.pipeline.rows import DraftRow
 from xmsd_jax.runs import Row, Run, provenance, write_results
 
@@ -90,18 +90,20 @@ def measured_rows(config: ProxyConfig) -> list[Row]:
         for name in (row.drafter, row.first):
             if name is not None and name not in judged:
                 raise UserError(f"{config.evaluation}: {name} was not judged; evaluate it, or leave {row.name} out")
+        parts = sets[config.clips][row.name]
         expected = expect(
             row,
-            row.gamma or config.gamma,
+            row.longest(config.gamma),
             judged,
             target_len=lengths["target"],
             drafter_len=lengths["drafter"],
             known=[True] * store.rows,
+            parts=parts,
         )
-        parts = sets[config.clips][row.name]
         rows += part_rows(row.name, predicted_parts(parts, expected), kind="predicted", settings=shared)
         choice = by_gamma(parts, expected, sequences)
         rows += [] if choice is None else [gamma_row(row, choice, shared)]
+        rows += [auto_row(parts, expected, sequences, shared)] if row.auto else []
     return rows
 
 
@@ -109,11 +111,13 @@ def table(rows: Sequence[Row]) -> str:
     """The speed-ups, one line a row."""
     lines = []
     for row in rows:
-        if row.metric == "speedup":
+        spread = "" if row.low is None else f" ({row.low:.2f} to {row.high:.2f})"
+        if row.metric == "speedup" and row.kind == "original":
             lines.append(f"{row.row:28} {row.value:.2f}x (original study's own model, against {row.baseline})")
+        elif row.metric == "speedup":
+            lines.append(f"{row.row:28} gamma chosen: {row.value:.2f}x{spread} predicted against {PLAIN}")
         if row.metric == "speedup_by_gamma":
             curve = " ".join(f"{value:.2f}" for value in row.settings["values"])
-            spread = "" if row.low is None else f" ({row.low:.2f} to {row.high:.2f})"
             lines.append(
                 f"{row.row:28} best gamma {row.settings['best']}: {row.value:.2f}x{spread} predicted against {PLAIN}; "
                 f"gamma 0.. {curve}"

@@ -29,13 +29,14 @@ class DraftRow:
     """One row of the ladder: who drafts in phase 2, who in phase 1, and how.
 
     drafter: of phase 2; null decodes plainly after phase 1. prefill: of phase 1; null takes `drafter`.
-    prefill_mode: none (no phase 1), ride or wait. gamma: of this row; null takes that of the ladder.
+    prefill_mode: none (no phase 1), ride or wait. gamma: of this row; null takes that of the ladder; auto chooses at
+    each iteration, by the row's measured times, among 0 and the measured lengths up to that of the ladder.
     """
 
     drafter: str | None = None
     prefill: str | None = None
     prefill_mode: Mode = "none"
-    gamma: int | None = None
+    gamma: int | Literal["auto"] | None = None
 
     def __post_init__(self) -> None:
         """Raise ConfigError for a drafter that there is not, or that does not work in its phase."""
@@ -50,8 +51,10 @@ class DraftRow:
                 f"prefill_mode: {self.prefill_mode} does not go with drafter {self.drafter} and prefill "
                 f"{self.prefill}; a row drafts in phase 1 (ride or wait, by a text drafter or an adapter L1..L4) or not"
             )
-        if self.gamma is not None and self.gamma < 1:
-            raise ConfigError(f"gamma: must be at least 1, got {self.gamma}")
+        if isinstance(self.gamma, int) and self.gamma < 1:
+            raise ConfigError(f"gamma: must be at least 1, or auto, got {self.gamma}")
+        if self.auto and self.drafter is None:
+            raise ConfigError("gamma: auto chooses how much a drafter of phase 2 drafts; name one in drafter")
         if self.drafter is None and self.prefill is None:
             raise ConfigError("a row needs a drafter, a prefill drafter, or both")
 
@@ -63,9 +66,27 @@ class DraftRow:
         return self.drafter if self.prefill_mode != "none" and self.drafter in TEXT else None
 
     @property
+    def auto(self) -> bool:
+        """Whether the draft length is chosen before each iteration."""
+        return self.gamma == "auto"
+
+    def longest(self, gamma: int) -> int:
+        """The longest draft of phase 2 in a ladder of `gamma`."""
+        return self.gamma if isinstance(self.gamma, int) else gamma
+
+    @property
     def name(self) -> str:
         """The row's name in tables and traces."""
+        auto = ("auto",) if self.auto else ()
         if self.prefill is None:
-            mode = "" if self.prefill_mode == "none" else f" ({self.prefill_mode})"
-            return f"{self.drafter}{mode}"
-        return self.prefill if self.drafter is None else f"{self.prefill}+{self.drafter}"
+            modes = () if self.prefill_mode == "none" else (self.prefill_mode,)
+            return _marked(str(self.drafter), *modes, *auto)
+        return self.prefill if self.drafter is None else _marked(f"{self.prefill}+{self.drafter}", *auto)
+
+
+def _marked(name: str, *marks: str) -> str:
+    """Add marks in a bracket, as in "n-gram (ride, auto)"; into the drafter's own one: "L5F (synced, auto)"."""
+    if not marks:
+        return name
+    head, bracket, inside = name.partition(" (")
+    return f"{head} ({', '.join((inside.removesuffix(')'), *marks) if bracket else marks)})"

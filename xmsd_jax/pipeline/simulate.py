@@ -59,7 +59,9 @@ class SimulateConfig:
         for row in self.rows:
             if row.drafter is None:
                 raise ConfigError(f"rows: {row.name} drafts in phase 1 only, so it has no gamma; give it a drafter")
-            if (row.gamma or 0) > self.gamma:
+            if row.auto:
+                raise ConfigError(f"rows: {row.name}: the page shows every gamma up to the longest; leave gamma out")
+            if row.longest(0) > self.gamma:
                 raise ConfigError(f"rows: {row.name}: gamma {row.gamma} is above the longest draft, {self.gamma}")
         if wrong := [value for value in self.imposed if not 0 <= value <= 1]:
             raise ConfigError(f"imposed: an acceptance is a probability 0..1, got {wrong[0]:g}")

@@ -41,7 +41,7 @@ class Notices:
 
     def limit(self, row: DraftRow) -> int:
         """The longest draft of a row."""
-        return row.gamma or self.gamma
+        return row.longest(self.gamma)
 
     def refuse(self, row: DraftRow) -> None:
         """Raise UserError that names what the file lacks for a row that was asked for."""

@@ -143,7 +143,7 @@ def study(config: StudyConfig, run: Run, fresh: bool = False, *, before: Mapping
 
 def longest_draft(live: LiveSettings, drafters: tuple[str, ...]) -> int:
     """The largest gamma of rows with some drafters; that of the ladder where there are none."""
-    return max((row.gamma or live.gamma for row in live.rows if row.drafter in drafters), default=live.gamma)
+    return max((row.longest(live.gamma) for row in live.rows if row.drafter in drafters), default=live.gamma)
 
 
 def stages(config: StudyConfig) -> tuple[str, ...]:
