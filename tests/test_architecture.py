@@ -42,7 +42,7 @@ WITHOUT = {
 NEEDS_TORCH = {
     f"xmsd_jax.pipeline.{stage}"
     for stage in (
-        *("pair", "live_pair", "extract", "benchmark", "speed_baseline", "extract_speed"),
+        *("pair", "engine", "live_pair", "extract", "benchmark", "speed_baseline", "extract_speed", "live_speed_parts"),
         *("demo", "ask", "convert"),
     )
 }

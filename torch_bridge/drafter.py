@@ -2,10 +2,14 @@
 
 One cache serves both texts that the drafter may be asked about: its own answer, and the target's. Going from one to the
 other, it is cropped to what both have in common and reads the rest.
+
+On a GPU the lane has a stream of its own, which it waits for at the end of every call: what it returns is there for any
+stream, and what a caller reads of it must be read before the next call. So a lane may run in a thread beside the target
+(`xmsd_jax.decoding.beside`), and neither waits for the other's kernels.
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from time import perf_counter
 
 import numpy as np
@@ -28,6 +32,7 @@ class TorchLane:
         """Answer with `vlm`, at most `max_new_tokens` of its own, in `session` (None: eagerly)."""
         self._vlm, self._limit, self.share = vlm, max_new_tokens, share
         self._session = Session(vlm) if session is None else session
+        self._stream = torch.cuda.Stream(vlm.device) if vlm.device.type == "cuda" else None
         self._prompt: Prompt | None = None
         self._spans: list[Span] = []
         shape = (max_new_tokens + 1, vlm.width)
@@ -36,6 +41,8 @@ class TorchLane:
         self._newest = self._states[:0]  # of the last pass, as the session gave it
         self._read: list[int] = []
         self._own_ids: list[int] = []
+        if self._stream is not None:
+            self._stream.wait_stream(torch.cuda.current_stream(vlm.device))
 
     def begin(self, prompt: Prompt) -> None:
         """Read the prompt, unless it may be shared."""
@@ -102,15 +109,13 @@ class TorchLane:
 
     @contextmanager
     def _span(self, part: str) -> Iterator[None]:
-        self._synchronize()
+        """Work on the lane's stream, waited for; its seconds are kept."""
         start = perf_counter()
-        yield
-        self._synchronize()
+        with nullcontext() if self._stream is None else torch.cuda.stream(self._stream):
+            yield
+        if self._stream is not None:
+            self._stream.synchronize()
         self._spans.append(Span(lane="drafter", part=part, start=start, stop=perf_counter()))
-
-    def _synchronize(self) -> None:
-        if self._vlm.device.type == "cuda":
-            torch.cuda.synchronize(self._vlm.device)
 
 
 def _common(one: Sequence[int], other: Sequence[int]) -> int:

@@ -151,6 +151,12 @@ def prefix_times(
 
 def profiled(call: Callable[[], Any], device: torch.device) -> tuple[str, float]:
     """The kernels of a call as a table, and the seconds that they took on a GPU (0 on a CPU)."""
+    table, kernels = profiled_events(call, device)
+    return table, sum(seconds for _, seconds, _ in kernels)
+
+
+def profiled_events(call: Callable[[], Any], device: torch.device) -> tuple[str, list[tuple[str, float, int]]]:
+    """The kernels of a call as a table, and each with its seconds and launches on a GPU (none on a CPU)."""
     from torch.profiler import ProfilerActivity, profile
 
     cuda = device.type == "cuda"
@@ -159,8 +165,8 @@ def profiled(call: Callable[[], Any], device: torch.device) -> tuple[str, float]
         _wait(device)
     events = profiler.key_averages()
     table = events.table(sort_by="self_device_time_total" if cuda else "self_cpu_time_total", row_limit=30)
-    kernels = [event.self_device_time_total for event in events if event.device_type.name == "CUDA"]
-    return table, sum(kernels) * 1e-6
+    on_device = [event for event in events if event.device_type.name == "CUDA"]
+    return table, [(event.key, event.self_device_time_total * 1e-6, event.count) for event in on_device]
 
 
 def release_memory(device: torch.device) -> None:

@@ -23,14 +23,19 @@ def fuse(llama: LlamaModel) -> int:
     for layer in llama.layers:
         block: Any = layer
         for owner, names in ((block.self_attn, ("q_proj", "k_proj", "v_proj")), (block.mlp, ("gate_proj", "up_proj"))):
-            if getattr(owner, _FUSED, None) is None and _fuse_one(owner, [getattr(owner, name) for name in names]):
+            if fused_of(owner) is None and _fuse_one(owner, [getattr(owner, name) for name in names]):
                 saved += len(names) - 1
     return saved
 
 
+def fused_of(owner: Any) -> Tensor | None:
+    """The fused weight of an attention block or feed-forward part; None where it is not fused."""
+    return getattr(owner, _FUSED, None)
+
+
 def queries_keys_values(block: Any, inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Projections of an attention block's input [b, m, d]: [b, h, m, e], and [b, k, m, e] twice."""
-    fused = getattr(block, _FUSED, None)
+    fused = fused_of(block)
     if fused is None:
         parts = (block.q_proj(inputs), block.k_proj(inputs), block.v_proj(inputs))
     else:
@@ -42,7 +47,7 @@ def queries_keys_values(block: Any, inputs: Tensor) -> tuple[Tensor, Tensor, Ten
 
 def feed_forward(mlp: Any, inputs: Tensor) -> Tensor:
     """The gated feed-forward part of a layer, [b, m, d] -> [b, m, d]."""
-    fused = getattr(mlp, _FUSED, None)
+    fused = fused_of(mlp)
     if fused is None:
         return mlp(inputs)
     gate, up = functional.linear(inputs, fused).chunk(2, -1)

@@ -18,8 +18,9 @@ from torch import Tensor
 from torch_bridge.fused_projections import fuse
 from torch_bridge.static_memory import StaticMemory
 from torch_bridge.static_passes import FewPass
-from torch_bridge.vlm import VLM, Ids, LateIds, Session, checked_ids, embed, now
+from torch_bridge.vlm import VLM, Session, checked_ids, embed
 from xmsd_jax.config import ConfigError
+from xmsd_jax.decoding.ports import LateIds, SomeIds, now
 
 LENGTHS = (1, 2, 4, 6, 9)
 MOST = 16  # tokens of a captured pass: what attention over few rows is made for
@@ -105,7 +106,7 @@ class StaticSession(Session):
         return self.states[: len(known) + 1]
 
     @torch.inference_mode()
-    def verify(self, ids: Ids) -> Tensor:
+    def verify(self, ids: SomeIds) -> Tensor:
         """Read m >= 1 tokens; the states after each, [m, d]. Raises ValueError as `Session`, and without room."""
         if self._memory is None or not self._length:
             raise ValueError("a session reads tokens after a prompt; received none yet: call prefill first")

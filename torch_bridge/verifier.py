@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from torch_bridge.vlm import VLM, LateIds, Session, now, prompt_ids
-from xmsd_jax.decoding.ports import Prompt, Verified
+from torch_bridge.vlm import VLM, Session, prompt_ids
+from xmsd_jax.decoding.ports import LateIds, Prompt, Verified, now
 
 
 class TorchVerifier:
@@ -86,9 +86,9 @@ class TorchVerifier:
         self._session.crop(count)
 
     def synchronize(self) -> None:
-        """Wait for the device."""
+        """Wait for what this thread has asked of the device; the drafter's stream goes on."""
         if self.vlm.device.type == "cuda":
-            torch.cuda.synchronize(self.vlm.device)
+            torch.cuda.current_stream(self.vlm.device).synchronize()
 
     @torch.inference_mode()
     def _emit(self, hidden: Tensor, logits: bool) -> Verified:

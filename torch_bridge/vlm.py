@@ -5,7 +5,7 @@
 EMITS token t, so `h[0]` belongs to the last prompt position and token t is the *input* of state t+1.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -16,10 +16,7 @@ from transformers import Cache, LlamaModel
 
 from torch_bridge.cache import new_cache
 from xmsd_jax.data.clips import Clip
-
-Ids = Sequence[int] | np.ndarray
-LateIds = Ids | Callable[[], Ids]
-"""Ids, or a function that gives them when they are needed: what it does meanwhile runs beside the model."""
+from xmsd_jax.decoding.ports import LateIds, SomeIds, now
 
 
 @runtime_checkable
@@ -120,12 +117,7 @@ def prompt_ids(vlm: VLM, question: str) -> np.ndarray:
     return np.concatenate(vlm.prompt_pieces(question)).astype(np.int32)
 
 
-def now(ids: LateIds) -> Ids:
-    """Return the ids, of the function if it is one."""
-    return ids() if callable(ids) else ids
-
-
-def embed(vlm: VLM, ids: Ids) -> Tensor:
+def embed(vlm: VLM, ids: SomeIds) -> Tensor:
     """Return the input embeddings of token ids, [t, d].
 
     Raises:
@@ -135,7 +127,7 @@ def embed(vlm: VLM, ids: Ids) -> Tensor:
     return table(torch.from_numpy(checked_ids(vlm, ids)).to(vlm.device))
 
 
-def checked_ids(vlm: VLM, ids: Ids) -> np.ndarray:
+def checked_ids(vlm: VLM, ids: SomeIds) -> np.ndarray:
     """Return the ids as int64[t] after checking them against the target's table on the host."""
     checked = np.asarray(ids, dtype=np.int64).reshape(-1)
     rows = vlm.language_model.config.vocab_size
@@ -189,7 +181,7 @@ class Session:
         return self._forward(inputs)[self._prompt_length - 1 :]
 
     @torch.inference_mode()
-    def verify(self, ids: Ids) -> Tensor:
+    def verify(self, ids: SomeIds) -> Tensor:
         """Read m >= 1 tokens in one pass and return the m states after each of them, [m, d].
 
         Raises:

@@ -82,10 +82,11 @@ STAGES = {
         StageEntry(
             name="benchmark",
             config="BenchmarkConfig",
-            purpose="live speculative decoding, wall clock; or the speed of training, or of extraction",
+            purpose="live speculative decoding, wall clock; or the speed of training, extraction, or a 7B engine",
             variants=(
                 ("torch_modes", "train_speed", "TrainSpeedConfig"),
                 ("single_answers", "extract_speed", "ExtractSpeedConfig"),
+                ("imposed", "live_speed", "LiveSpeedConfig"),
             ),
         ),
         StageEntry(name="report", config="ReportConfig", purpose="results and traces -> one HTML page, markdown, CSV"),

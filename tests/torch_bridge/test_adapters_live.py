@@ -83,7 +83,7 @@ class Live:
     def __init__(self, known: Known, adapters: Mapping[str, Trained]) -> None:
         self.known = known
         lengths = Lengths(gamma=GAMMA, prefill_draft_len=EARLY, max_new_tokens=COUNT)
-        self.pair = LivePair(PairConfig(threads=1), lengths, text={}, adapters=adapters)
+        self.pair = LivePair.load(PairConfig(threads=1), lengths, text={}, adapters=adapters)
         self.pair.share(True)
         self.alone = references(self.pair.shared, known.prompts, COUNT)
         self.judged = {name: self._judge(one) for name, one in adapters.items()}

@@ -28,15 +28,18 @@ class Clock:
         verifier.synchronize()
         self._start = self._last = time.perf_counter()
 
-    def lap(self, name: str, inside: Iterable[Span] = ()) -> None:
-        """Charge the time since the last cut to `name`; `inside` tells what the drafter's lane did in it."""
+    def lap(self, name: str, inside: Iterable[Span] = (), beside: Iterable[Span] = ()) -> None:
+        """Charge the time since the last cut to `name`.
+
+        `inside` tells what the drafter's lane did in it, `beside` what it did at the same time, this lap or before.
+        """
         self._verifier.synchronize()
         now = time.perf_counter()
         self._laps[name] += now - self._last
         inside = list(inside)
         if name == "draft":
             self._sync += sum(span.stop - span.start for span in inside if span.part in SYNC)
-        self._spans += [*self._between(name, inside, now), *inside]
+        self._spans += [*self._between(name, inside, now), *inside, *beside]
         self._last = now
 
     def seconds(self) -> dict[str, float]:

@@ -10,7 +10,9 @@ whatever the drafter proposes. The target is a `Verifier`, the drafter a `Drafte
 - `wait`: the prefill emits y_0. If d_0 = y_0 (at T > 0: if d_0 is accepted under y_0's distribution), ONE pass over
   [d_0..d_{k-1}] checks the rest and gives the next token. T_first is that pass with its acceptance and crop; where d_0
   is wrong, or ends the answer, there is no pass and T_first is 0.
-This loop runs drafter and target one after the other: phase 1's drafting is charged in full, inside `prefill`.
+With `lanes` serial the drafter comes first: its drafting is charged in full, inside `prefill`. With parallel lanes the
+drafter's own model reads its prompt and drafts in a thread beside the target's prefill, and `wait` is charged what it
+is late by; a draft that rides is asked for when the visual tokens are on their way (`Verifier.prefill`).
 
 **Phase 2**, at anchor t: draft d_1..d_g, read [y_t, d_1..d_g] in one pass, keep the accepted prefix and the target's
 next token, crop the cache. g is `gamma`, or what `lengths` chooses before each iteration, 0..gamma: with 0 the drafter
@@ -32,12 +34,15 @@ from typing import Any, Literal
 import numpy as np
 
 from xmsd_jax.config import ConfigError
+from xmsd_jax.decoding.beside import Beside
 from xmsd_jax.decoding.clock import Clock
 from xmsd_jax.decoding.draft_lengths import DraftLengths, Fixed
 from xmsd_jax.decoding.judge import Judge, check_draft, no_draft, split
 from xmsd_jax.decoding.ports import Context, Draft, Drafter, DrafterLane, Prompt, Span, Verified, Verifier
 from xmsd_jax.decoding.stopping import Answer, Listener
 from xmsd_jax.decoding.trace import Iteration, Origin, Trace
+
+Lanes = Literal["serial", "parallel"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +54,7 @@ class LiveConfig:
     temperature: float = 0.0
     prefill_draft_len: int = 0
     prefill_mode: Literal["none", "ride", "wait"] = "none"
+    lanes: Lanes = "serial"
 
     def __post_init__(self) -> None:
         """Raise ConfigError on values that contradict each other."""
@@ -94,8 +100,7 @@ def decode(
     prefill_drafter = drafter if prefill_drafter is None else prefill_drafter
     _check(verifier, prefill_drafter, config)
     run = _Run(verifier, prompt, config, Judge(temperature=config.temperature, rng=rng), listener)
-    run.begin(lanes_of(prefill_drafter, drafter))
-    free = run.prefill(prefill_drafter)
+    free = run.prefill(prefill_drafter, lanes_of(prefill_drafter, drafter))
     lengths = Fixed(gamma=config.gamma) if lengths is None else lengths
     lengths.begin()
     while run.answer.stop is None:
@@ -143,26 +148,41 @@ class _Run:
         self.lanes: Sequence[DrafterLane] = ()
         self.prompt_ids = verifier.prompt_ids(prompt)
 
-    def begin(self, lanes: Sequence[DrafterLane]) -> None:
-        """Let the drafter models read their prompt."""
+    def prefill(self, drafter: Drafter | None, lanes: Sequence[DrafterLane]) -> Draft:
+        """Phase 1: both models read their prompt, and the draft is checked, if any. Returns the draft."""
         self.lanes = lanes
-        for lane in lanes:
-            lane.begin(self.prompt)
-
-    def prefill(self, drafter: Drafter | None) -> Draft:
-        """Phase 1: read the prompt and check the draft, if any. Returns the draft."""
-        draft = no_draft()
-        if drafter is not None and self.config.prefill_draft_len:
-            draft = self.draft(drafter, self.config.prefill_draft_len)
-        if self.lanes or len(draft.ids):
-            self.clock.lap("prefill_draft", self.spans())
-        riding = draft if self.config.prefill_mode == "ride" else no_draft()
-        verified = self.verifier.prefill(self.prompt, riding.ids.tolist(), logits=self.judge.sampled)
-        if len(draft.ids) == len(riding.ids):
+        riding = self.config.prefill_mode == "ride"
+        if lanes and self.config.lanes == "parallel":
+            draft, verified = self.side_by_side(drafter, riding)
+        else:
+            draft = self.early(drafter)
+            if lanes or len(draft.ids):
+                self.clock.lap("prefill_draft", self.spans())
+            verified = self.verifier.prefill(
+                self.prompt, draft.ids.tolist() if riding else (), logits=self.judge.sampled
+            )
+        if riding or not len(draft.ids):
             self.settle(draft, verified, "prefill-draft", lap="prefill")
         else:
             self.wait(draft, verified)
         return draft
+
+    def early(self, drafter: Drafter | None) -> Draft:
+        """The drafter models read their prompt, and phase 1 is drafted, if it is."""
+        for lane in self.lanes:
+            lane.begin(self.prompt)
+        if drafter is None or not self.config.prefill_draft_len:
+            return no_draft()
+        return self.draft(drafter, self.config.prefill_draft_len)
+
+    def side_by_side(self, drafter: Drafter | None, riding: bool) -> tuple[Draft, Verified]:
+        """Phase 1's draft in a thread beside the target's prefill: the draft, and what the prefill verified."""
+        with Beside(lambda: self.early(drafter)) as beside:
+            verified = self.verifier.prefill(self.prompt, beside.ids if riding else (), logits=self.judge.sampled)
+            self.clock.lap("prefill")
+            draft = beside.draft()
+        self.clock.lap("prefill_draft", beside=self.spans())
+        return draft, verified
 
     def wait(self, draft: Draft, verified: Verified) -> None:
         """Check d_0 by the state that emits y_0; where it stands, check the rest in one pass, which reads d_0 too."""

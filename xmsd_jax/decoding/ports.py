@@ -5,7 +5,7 @@ the input of the step that makes `h[t+1]`. Arrays that cross a port are host num
 array that may stay on the device of the one who made it.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -17,6 +17,13 @@ from xmsd_jax.shapes import TokenIds
 
 SomeIds = Sequence[int] | np.ndarray
 """Token ids as they come: a trace holds tuples, the store gives int32[t]."""
+LateIds = SomeIds | Callable[[], SomeIds]
+"""Ids, or a function that gives them when they are needed: what makes them runs meanwhile."""
+
+
+def now(ids: LateIds) -> SomeIds:
+    """The ids, of the function if it is one."""
+    return ids() if callable(ids) else ids
 
 
 def _no_ids() -> TokenIds:
@@ -166,8 +173,11 @@ class Verifier(Protocol):
         """Text ids of the prompt, int32[s], without visual tokens."""
         ...
 
-    def prefill(self, prompt: Prompt, draft_ids: Sequence[int] = (), *, logits: bool = False) -> Verified:
-        """Read the prompt and then `draft_ids` (`ride`): states h[0..k], m = len(draft_ids) + 1. h[0] emits y_0."""
+    def prefill(self, prompt: Prompt, draft_ids: LateIds = (), *, logits: bool = False) -> Verified:
+        """Read the prompt and then `draft_ids` (`ride`): states h[0..k], m = len(draft_ids) + 1. h[0] emits y_0.
+
+        A function that gives the ids is called once, as late as the verifier can.
+        """
         ...
 
     def step(self, token: int, *, logits: bool = False) -> Verified:

@@ -20,6 +20,7 @@ from xmsd_jax.decoding.ports import Drafter, Prompt
 from xmsd_jax.decoding.text_drafters import PromptLookup
 from xmsd_jax.decoding.trace import Origin, Trace
 from xmsd_jax.pipeline.clips import FileClip, file_clip
+from xmsd_jax.pipeline.engine import EngineConfig
 from xmsd_jax.pipeline.fitted import fit_drafters, fit_taught
 from xmsd_jax.pipeline.live_pair import Lengths, LivePair
 from xmsd_jax.pipeline.pair import TINY, PairConfig
@@ -37,7 +38,7 @@ class AskConfig:
     row: the drafters, as in a benchmark. fitted_on: a store of `xmsd extract` (RUN/store/train) whose answers template
     and n-gram are fitted on; null: the sentences that the small target was taught, so the small pair only. adapters:
     folder of trained adapters, for rows that name one; their store must be given then. order: longest context of the
-    n-gram.
+    n-gram. engine: how both models decode.
     """
 
     pair: PairConfig = field(default_factory=PairConfig)
@@ -48,6 +49,7 @@ class AskConfig:
     prefill_draft_len: int = 12
     order: int = 8
     max_new_tokens: int = 64
+    engine: EngineConfig = field(default_factory=EngineConfig)
 
     def __post_init__(self) -> None:
         """Raise ConfigError for lengths below 1, and for drafters that nothing is there to make of."""
@@ -55,7 +57,9 @@ class AskConfig:
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}: must be at least 1, got {getattr(self, name)}")
         if self.row.auto:
-            raise ConfigError(f"row: {self.row.name}: auto needs measured times, and none are here; give gamma a number")
+            raise ConfigError(
+                f"row: {self.row.name}: auto needs measured times, which ask has not; give gamma a number"
+            )
         if self.fitted_on is not None:
             return
         named = {self.row.drafter, self.row.first} - {None}
@@ -144,7 +148,7 @@ def load_pair(config: AskConfig | str | Path = DEFAULT) -> AskPair:
     )
     manifest = None if config.fitted_on is None else Store.open(config.fitted_on).manifest
     adapters = {} if manifest is None else load_trained(config.adapters, manifest)
-    live = LivePair(config.pair, lengths, text={}, adapters=adapters)
+    live = LivePair.load(config.pair, lengths, text={}, adapters=adapters, engine=config.engine)
     models = {"target": live.target, "drafter": live.drafter_model} if config.adapters else {"target": live.target}
     for which, model in models.items():
         if manifest is not None and manifest.revisions[which] != model.fingerprint:

@@ -11,6 +11,7 @@ from xmsd_jax.data.clip_folder import ClipFolder
 from xmsd_jax.data.questions import QUESTIONS
 from xmsd_jax.data.store import Store
 from xmsd_jax.decoding.ports import Prompt
+from xmsd_jax.pipeline.engine import EngineConfig
 from xmsd_jax.pipeline.figures import check, measured_rows, predicted_rows
 from xmsd_jax.pipeline.fitted import fit_drafters
 from xmsd_jax.pipeline.gallery import write_pages
@@ -45,7 +46,7 @@ class LiveSettings:
     gamma: ids drafted an iteration; prefill_draft_len: ids drafted before the first token; order: longest context of
     the n-gram; repeats: timed passes (the median one of each answer counts); clips: the prompt sets. timed: answers of
     a set that are timed whole, evenly spread, all when null; the others are decoded by every drafting row as well, for
-    certificate and walks, with vision and prefill computed once a question.
+    certificate and walks, with vision and prefill computed once a question. engine: how both models decode.
     """
 
     clips: tuple[ClipSet, ...]
@@ -55,6 +56,7 @@ class LiveSettings:
     order: int = 8
     repeats: int = 3
     timed: int | None = None
+    engine: EngineConfig = field(default_factory=EngineConfig)
 
     def __post_init__(self) -> None:
         """Raise ConfigError where there is nothing to do, or two rows or sets have one name."""
@@ -167,7 +169,9 @@ def _measure(config: BenchmarkConfig, folder: ClipFolder, training: Store, run: 
     # predictions, on disk before anything is decoded live
     sets = [_prepare(config, chosen, prompts[chosen.name], pair) for chosen in config.live.clips]
     predicted = [row for one in sets for row in predicted_rows(one, pair, _settings(config))]
-    write_costs(stage / COSTS, {one.clips: one.costs for one in sets}, {"settings": _settings(config)})
+    write_costs(
+        stage / COSTS, {one.clips: one.costs for one in sets}, {"baseline": pair.plain, "settings": _settings(config)}
+    )
     write_results(stage / PREDICTED, predicted, provenance())
 
     # live
@@ -193,7 +197,8 @@ def _load(config: BenchmarkConfig, training: Store) -> LivePair:
         max_new_tokens=config.max_new_tokens,
     )
     text = fit_drafters(training, config.live.order, manifest.vocabulary["real"])
-    pair = LivePair(config.pair, lengths, text=text, adapters=load_trained(config.adapters, manifest))
+    adapters = load_trained(config.adapters, manifest)
+    pair = LivePair.load(config.pair, lengths, text=text, adapters=adapters, engine=config.live.engine)
     models = {"target": pair.target, "drafter": pair.drafter_model}
     needed = models if config.live.adapters else {"target": pair.target}
     for which, model in needed.items():
@@ -224,6 +229,8 @@ def _settings(config: BenchmarkConfig) -> Mapping[str, Any]:
         "quantisation": config.pair.quantisation.describe(),
         "device": config.pair.device,
         "threads": config.pair.threads,
+        "engine": config.live.engine.words,
+        "lanes": config.live.engine.lanes,
         "repeats": config.live.repeats,
         "order": config.live.order,
         "machine": provenance()["cpu"],

@@ -18,6 +18,7 @@ from xmsd_jax.decoding.live import LiveConfig, decode
 from xmsd_jax.decoding.plain import decode_plain
 from xmsd_jax.decoding.ports import Context, Draft, Drafter, Prompt, Verified
 from xmsd_jax.decoding.trace import Trace
+from xmsd_jax.pipeline.contention import measure_contention
 from xmsd_jax.pipeline.live_pair import LivePair
 from xmsd_jax.pipeline.rows import TEXT, DraftRow
 
@@ -44,7 +45,6 @@ def measure_parts(
     samples = [_sample(pair, prompts[at], answers[at]) for at in picked]
     target = _target_parts(pair, samples, _pass_lengths(pair, rows))
     lane = _lane_parts(pair, samples) if any(_uses_lane(pair, row) for row in rows) else {}
-    step = lane.pop("drafter_step", 0.0)
     drafting = {
         (name, auto): _drafting(pair, name, samples, _compiled(pair, rows, name, auto))
         for name, auto in dict.fromkeys((row.drafter, row.auto) for row in rows if row.drafter)
@@ -53,17 +53,33 @@ def measure_parts(
     return {
         row.name: replace(
             target,
-            **(lane if _uses_lane(pair, row) else {}),
+            **(_lane_of(pair, row, lane, samples[0].prompt, target) if _uses_lane(pair, row) else {}),
             **(drafting[row.drafter, row.auto] if row.drafter else {}),
             adapter=early[row.first] if row.first else 0.0,
-            drafter_step=step if steps(row) else 0.0,
         )
         for row in rows
     }
 
 
 def _sample(pair: LivePair, prompt: Prompt, answer: Trace) -> Sample:
-    return Sample(prompt=prompt, answer=answer, hidden=pair.shared.prefill(prompt, list(answer.ids[:-1])).hidden)
+    states = pair.shared.prefill(prompt, list(answer.ids[:-1])).hidden
+    return Sample(prompt=prompt, answer=answer, hidden=pair.kept(states))
+
+
+def _lane_of(pair: LivePair, row: DraftRow, lane: Mapping[str, float], prompt: Prompt, target: Parts) -> dict[str, Any]:
+    """The lane's seconds for a row, steps only where it takes any.
+
+    Side by side with the target they are stretched by how much longer the lane takes there.
+    """
+    own = {**lane, "drafter_step": lane["drafter_step"] if steps(row) else 0.0}
+    if pair.lengths.lanes == "serial":
+        return own
+    drafted = pair.lengths.prefill_draft_len if row.first and row.first not in TEXT else 0
+    found = measure_contention(pair, prompt, drafted=drafted, repeats=REPEATS)
+    stretched = ("drafter_vision", "drafter_prefill", *(("drafter_step",) if drafted else ()))
+    longer = {part: found.lane_beside / found.lane_alone if part in stretched else 1.0 for part in own}
+    kappa = max(0.0, (found.target_beside - found.target_alone) / target.prefill)
+    return {**{part: own[part] * longer[part] for part in own}, "lanes": "parallel", "kappa": kappa}
 
 
 def _pass_lengths(pair: LivePair, rows: Sequence[DraftRow]) -> list[int]:

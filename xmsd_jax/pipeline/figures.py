@@ -15,7 +15,6 @@ from xmsd_jax.pipeline.expected import Expected, agreement
 from xmsd_jax.pipeline.ladder_run import Climbed, ClipAnswers
 from xmsd_jax.pipeline.live_pair import LivePair
 from xmsd_jax.pipeline.predicted import (
-    PLAIN,
     by_gamma,
     gamma_row,
     measured_parts,
@@ -27,6 +26,7 @@ from xmsd_jax.report.rows import certificate_rows, live_rows
 from xmsd_jax.runs import Row, RunFailed
 
 FAILURES = ("divergences", "walk_differs")
+CERTIFICATE = ("answers_compared", "divergences", "ties")
 
 
 def predicted_rows(one: ClipAnswers, pair: LivePair, settings: Mapping[str, Any]) -> list[Row]:
@@ -38,10 +38,10 @@ def predicted_rows(one: ClipAnswers, pair: LivePair, settings: Mapping[str, Any]
         about = {**shared, **_lengths(expected)}
         parts = one.costs[name]
         if not rows:
-            rows += part_rows(PLAIN, predicted_baseline(parts, lengths), kind="predicted", settings=shared)
+            rows += part_rows(pair.plain, predicted_baseline(parts, lengths), kind="predicted", settings=shared)
         rows += part_rows(name, predicted_parts(parts, expected), kind="predicted", settings=about)
         choice = by_gamma(parts, expected, one.sequences)
-        rows += [] if choice is None else [gamma_row(expected.row, choice, shared)]
+        rows += [] if choice is None else [gamma_row(expected.row, choice, shared, pair.plain)]
         if expected.anchors is not None:
             rows.append(_walked_shares(name, expected, one.sequences, shared))
     return rows
@@ -60,7 +60,7 @@ def measured_rows(climbed: Climbed, pair: LivePair, settings: Mapping[str, Any],
         rows += _live(climbed, rung, times, baseline, {**settings, **own})
         about = {**settings, **own, "clips": one.clips}
         timed = list(climbed.typical(rung.name, timed=True).values())
-        if rung.name == PLAIN or expected is not None:
+        if rung.name == pair.plain or expected is not None:
             rows += part_rows(rung.name, measured_parts(timed), kind="measured", settings=about)
         if expected is not None:
             proof = certificate(one.references, climbed.traces[rung.name], dtype=dtype, names=one.names)

@@ -8,7 +8,7 @@ from xmsd_jax.data.questions import QUESTIONS
 from xmsd_jax.data.store import Store
 from xmsd_jax.data.world import sample_facts, sample_place, scene_rng
 from xmsd_jax.decoding.ngram import NGram
-from xmsd_jax.decoding.ports import Drafter
+from xmsd_jax.decoding.ports import Drafter, SomeIds
 from xmsd_jax.decoding.text_drafters import PromptLookup, Template
 
 # Of configs/tiny/pair.yaml: the first 200 of the 4,000 places that the shipped weights were trained on.
@@ -20,7 +20,7 @@ def fit_drafters(store: Store, order: int, vocabulary: int) -> dict[str, Drafter
     questions, answers = store.read("question"), dict[int, list[list[int]]]()
     for row in range(store.rows):
         answers.setdefault(int(questions[row]), []).append(store.token_ids("target", row).tolist())
-    return _fit(answers, order, vocabulary)
+    return fit_answers(answers, order, vocabulary)
 
 
 def fit_taught(tokenizer: Any, eos_id: int, order: int, vocabulary: int) -> dict[str, Drafter]:
@@ -35,10 +35,11 @@ def fit_taught(tokenizer: Any, eos_id: int, order: int, vocabulary: int) -> dict
         texts = [" " + target_answer(scene, question) for scene in facts]
         encoded = tokenizer.encode_batch(texts, add_special_tokens=False)
         taught[question] = [[*one.ids, eos_id] for one in encoded]
-    return _fit(taught, order, vocabulary)
+    return fit_answers(taught, order, vocabulary)
 
 
-def _fit(answers: Mapping[int, Sequence[Sequence[int]]], order: int, vocabulary: int) -> dict[str, Drafter]:
+def fit_answers(answers: Mapping[int, Sequence[SomeIds]], order: int, vocabulary: int) -> dict[str, Drafter]:
+    """The same, fitted on answers by question index."""
     fitted = (
         Template.fit(answers, vocabulary=vocabulary),
         NGram.fit(answers, vocabulary=vocabulary, order=order),

@@ -1,30 +1,37 @@
 """The loaded pair as a ladder needs it: verifiers, the drafter's lane, every drafter by its name, rungs."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 from xmsd_jax.adapters.token_head import TokenHead
 from xmsd_jax.decoding.draft_lengths import DraftLengths
 from xmsd_jax.decoding.ladder import Rung, speculative
-from xmsd_jax.decoding.live import LiveConfig
+from xmsd_jax.decoding.live import Lanes, LiveConfig
 from xmsd_jax.decoding.plain import decode_plain
 from xmsd_jax.decoding.ports import Drafter, Prompt, Verifier
 from xmsd_jax.decoding.proposer import PrefillDrafter, RolloutDrafter
 from xmsd_jax.decoding.trace import Trace
+from xmsd_jax.pipeline.engine import EngineConfig
 from xmsd_jax.pipeline.pair import PairConfig, pair_options
 from xmsd_jax.pipeline.rows import TEXT, DraftRow
 from xmsd_jax.pipeline.trained import Trained, chosen
 
+Decisions = Callable[[Any], Any]
+"""Wraps a verifier in another one."""
+EAGER = "target eager"
+SPARE = 16  # tokens that a static cache holds beyond an answer: a pass in its middle may be timed at any length
+
 
 @dataclass(frozen=True, kw_only=True)
 class Lengths:
-    """Sizes that drafters are compiled for."""
+    """Sizes that drafters are compiled for, and how the two lanes run."""
 
     gamma: int
     prefill_draft_len: int
     max_new_tokens: int
+    lanes: Lanes = "serial"
 
     def config(self, row: DraftRow) -> LiveConfig:
         """How a row decodes."""
@@ -33,6 +40,7 @@ class Lengths:
             max_new_tokens=self.max_new_tokens,
             prefill_draft_len=self.prefill_draft_len if row.first else 0,
             prefill_mode=row.prefill_mode,
+            lanes=self.lanes,
         )
 
 
@@ -40,29 +48,67 @@ class LivePair:
     """Both models of a pair with everything that drafts for the target.
 
     `verifier` computes each answer whole; `shared` keeps vision and prefill of a prompt, for comparing decoding alone
-    (`share(True)` lets the drafter's lane do the same).
+    (`share(True)` lets the drafter's lane do the same); `eager` is the target as the library runs it. `plain` names the
+    row of plain decoding by `verifier`.
     """
 
     def __init__(
-        self, config: PairConfig, lengths: Lengths, *, text: Mapping[str, Drafter], adapters: Mapping[str, Trained]
+        self,
+        models: tuple[Any, Any],
+        lengths: Lengths,
+        *,
+        text: Mapping[str, Drafter],
+        adapters: Mapping[str, Trained],
+        engine: EngineConfig | None = None,
+        decisions: Decisions | None = None,
+        room: int | None = None,
     ) -> None:
-        """Load the models; drafters are made as they are asked for."""
+        """Put an engine under loaded models; drafters are made as they are asked for.
+
+        Args:
+            models: target and drafter.
+            lengths: of drafts and answers.
+            text: text drafters by name.
+            adapters: adapters by name.
+            engine: under verifiers and lane; None: the default one.
+            decisions: what stands between every verifier and the loop, as a replay of recorded answers.
+            room: tokens after the prompt that static caches hold; None: an answer, and some to spare.
+        """
         from torch_bridge.drafter import TorchLane
         from torch_bridge.exchange import share
-        from torch_bridge.pair import load_pair
         from torch_bridge.quantize import dense_weight
         from torch_bridge.verifier import SharedVerifier, TorchVerifier
 
-        self.target, self.drafter_model = load_pair(**pair_options(config))
-        self.verifier, self.shared = TorchVerifier(self.target), SharedVerifier(self.target)
-        self.lane = TorchLane(self.drafter_model, max_new_tokens=lengths.max_new_tokens)
-        self.lengths, self._text, self._adapters = lengths, text, adapters
+        self.target, self.drafter_model = models
+        self.engine = engine = engine or EngineConfig()
+        room, decided = room or lengths.max_new_tokens + SPARE, decisions or (lambda verifier: verifier)
+        self.eager: Verifier = decided(TorchVerifier(self.target))
+        self.verifier: Verifier = decided(TorchVerifier(self.target, engine.session(self.target, room)))
+        self.shared: Verifier = decided(SharedVerifier(self.target, engine.session(self.target, room)))
+        session = engine.session(self.drafter_model, room)
+        self.lane = TorchLane(self.drafter_model, max_new_tokens=lengths.max_new_tokens, session=session)
+        self.plain = EAGER if engine.cache == "growing" else f"target {engine.row(self.target.device.type)}"
+        self.lengths, self._text, self._adapters = replace(lengths, lanes=engine.lanes), text, adapters
+        self._library = decisions is None
         self._head = TokenHead.of(share(dense_weight(self.target.lm_head)), self.target.real_vocabulary)
         self._made: dict[tuple[str, int], Drafter] = {}
+
+    @classmethod
+    def load(cls, config: PairConfig, lengths: Lengths, **options: Any) -> "LivePair":
+        """Load the models of a config; `options` as in the constructor."""
+        from torch_bridge.pair import load_pair
+
+        return cls(load_pair(**pair_options(config)), lengths, **options)
 
     def share(self, on: bool) -> None:
         """Let the drafter's lane keep what it read of a prompt, or not."""
         self.lane.share = on
+
+    def kept(self, states: Any) -> Any:
+        """A copy of states [n, d] as rows of memory for a whole answer, which is how a static session holds them."""
+        memory = states.new_zeros(self.lengths.max_new_tokens + 2 * SPARE, states.shape[1])
+        memory[: len(states)] = states
+        return memory[: len(states)]
 
     def drafter(self, name: str, count: int) -> Drafter:
         """The drafter of that name, compiled for `count` ids a draft (phase 1: `prefill_draft_len`)."""
@@ -120,15 +166,16 @@ class LivePair:
         )
 
     def plain_rungs(self) -> list[Rung]:
-        """The rows that do not speculate: ours, and the library's own `generate()`."""
+        """The rows that do not speculate: eager, over the engine, and (unless answers are replayed) `generate()`."""
+        count = self.lengths.max_new_tokens
+        rungs = [Rung(name=EAGER, answer=partial(decode_plain, self.eager, max_new_tokens=count))]
+        if self.plain != EAGER:
+            rungs.append(Rung(name=self.plain, answer=partial(decode_plain, self.verifier, max_new_tokens=count)))
+        return [*rungs, *([Rung(name="target generate()", answer=self._generated)] if self._library else [])]
+
+    def _generated(self, prompt: Prompt) -> Trace:
         from torch_bridge.generate import generate
 
-        count = self.lengths.max_new_tokens
-
-        def library(prompt: Prompt) -> Trace:
-            ids, seconds = generate(self.target, prompt, count)
-            stop = "eos" if ids[-1] in self.verifier.eos_ids else "length"
-            return Trace(ids=ids, origins=("target",) * len(ids), stop=stop, seconds={**seconds, "first": 0.0})
-
-        eager = partial(decode_plain, self.verifier, max_new_tokens=count)
-        return [Rung(name="target eager", answer=eager), Rung(name="target generate()", answer=library)]
+        ids, seconds = generate(self.target, prompt, self.lengths.max_new_tokens)
+        stop = "eos" if ids[-1] in self.verifier.eos_ids else "length"
+        return Trace(ids=ids, origins=("target",) * len(ids), stop=stop, seconds={**seconds, "first": 0.0})

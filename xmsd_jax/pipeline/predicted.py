@@ -1,6 +1,6 @@
 """Predicted milliseconds: measured parts times expected walks. Written to disk before anything is decoded live.
 
-COSTS.json    {"sets": {<clip set>: {<row>: Parts}}, "machine": ..., "lengths": {...}}
+costs.json    {"sets": {<clip set>: {<row>: Parts}}, "baseline": name of the plain row, "settings": {...}}
 """
 
 import json
@@ -24,6 +24,7 @@ from xmsd_jax.runs import Kind, Row, write_text
 
 COSTS = "costs.json"
 PLAIN = "target eager"
+"""The row that decodes plainly, where a file of costs does not name it."""
 PARTS = ("vision", "prefill", "lane", "first", "draft", "sync", "verify", "host")
 
 
@@ -40,6 +41,11 @@ def read_costs(path: Path) -> dict[str, dict[str, Parts]]:
         return {c: {row: Parts.from_json(parts) for row, parts in rows.items()} for c, rows in sets.items()}
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(f"{path}: is not a file of measured costs ({error}); `xmsd benchmark` writes it") from None
+
+
+def read_baseline(path: Path) -> str:
+    """The plain row that measured costs are of; `read_costs` has found the file whole."""
+    return str(json.loads(path.read_text(encoding="utf-8")).get("baseline", PLAIN))
 
 
 def predicted_parts(parts: Parts, expected: Expected) -> dict[str, np.ndarray]:
@@ -129,7 +135,7 @@ def shortened(anchors: Anchors, gamma: int) -> Anchors:
     return replace(anchors, right=np.minimum(anchors.right, gamma), gamma=gamma, length=length)
 
 
-def gamma_row(row: DraftRow, choice: GammaChoice, settings: Mapping[str, Any]) -> Row:
+def gamma_row(row: DraftRow, choice: GammaChoice, settings: Mapping[str, Any], plain: str = PLAIN) -> Row:
     """The curve over gamma as one row: its value is that of the best gamma."""
     top = choice.speedups[choice.best]
     curve = [choice.speedups[gamma].value for gamma in sorted(choice.speedups)]
@@ -142,13 +148,15 @@ def gamma_row(row: DraftRow, choice: GammaChoice, settings: Mapping[str, Any]) -
         high=top.high,
         n=top.n,
         unit="x",
-        baseline=PLAIN,
+        baseline=plain,
         kind="predicted",
         settings={**settings, **lists},
     )
 
 
-def auto_row(parts: Parts, expected: Expected, sequences: Sequence[str], settings: Mapping[str, Any]) -> Row:
+def auto_row(
+    parts: Parts, expected: Expected, sequences: Sequence[str], settings: Mapping[str, Any], plain: str = PLAIN
+) -> Row:
     """The predicted speed-up of a row that chooses its draft lengths."""
     whole = np.sum(list(predicted_parts(parts, expected).values()), axis=0)
     top = speed_up(baseline(parts, expected.target_len), whole, sequences=sequences)
@@ -160,7 +168,7 @@ def auto_row(parts: Parts, expected: Expected, sequences: Sequence[str], setting
         high=top.high,
         n=top.n,
         unit="x",
-        baseline=PLAIN,
+        baseline=plain,
         kind="predicted",
         settings={**settings, "gamma": "auto"},
     )

@@ -12,7 +12,15 @@ from xmsd_jax.data.store import Store
 from xmsd_jax.decoding.proxy import TwoPhase
 from xmsd_jax.pipeline.expected import expect
 from xmsd_jax.pipeline.judged import read_judged
-from xmsd_jax.pipeline.predicted import PLAIN, auto_row, by_gamma, gamma_row, part_rows, predicted_parts, read_costs
+from xmsd_jax.pipeline.predicted import (
+    auto_row,
+    by_gamma,
+    gamma_row,
+    part_rows,
+    predicted_parts,
+    read_baseline,
+    read_costs,
+)
 from xmsd_jax.pipeline.rows import DraftRow
 from xmsd_jax.runs import Row, Run, provenance, write_results
 
@@ -79,6 +87,7 @@ def measured_rows(config: ProxyConfig) -> list[Row]:
     sets, store = read_costs(config.costs), Store.open(config.store / config.split)
     if config.clips not in sets:
         raise UserError(f"{config.costs}: has no clip set {config.clips!r}; it has {', '.join(sets)}: set clips")
+    plain = read_baseline(config.costs)
     judged = read_judged(config.evaluation, config.split, store.manifest)
     names = store.names["sequences"]
     sequences = [names[number] for number in store.read("sequence")]
@@ -102,8 +111,8 @@ def measured_rows(config: ProxyConfig) -> list[Row]:
         )
         rows += part_rows(row.name, predicted_parts(parts, expected), kind="predicted", settings=shared)
         choice = by_gamma(parts, expected, sequences)
-        rows += [] if choice is None else [gamma_row(row, choice, shared)]
-        rows += [auto_row(parts, expected, sequences, shared)] if row.auto else []
+        rows += [] if choice is None else [gamma_row(row, choice, shared, plain)]
+        rows += [auto_row(parts, expected, sequences, shared, plain)] if row.auto else []
     return rows
 
 
@@ -115,11 +124,9 @@ def table(rows: Sequence[Row]) -> str:
         if row.metric == "speedup" and row.kind == "original":
             lines.append(f"{row.row:28} {row.value:.2f}x (original study's own model, against {row.baseline})")
         elif row.metric == "speedup":
-            lines.append(f"{row.row:28} gamma chosen: {row.value:.2f}x{spread} predicted against {PLAIN}")
+            lines.append(f"{row.row:28} gamma chosen: {row.value:.2f}x{spread} predicted against {row.baseline}")
         if row.metric == "speedup_by_gamma":
             curve = " ".join(f"{value:.2f}" for value in row.settings["values"])
-            lines.append(
-                f"{row.row:28} best gamma {row.settings['best']}: {row.value:.2f}x{spread} predicted against {PLAIN}; "
-                f"gamma 0.. {curve}"
-            )
+            best = f"best gamma {row.settings['best']}: {row.value:.2f}x{spread}"
+            lines.append(f"{row.row:28} {best} predicted against {row.baseline}; gamma 0.. {curve}")
     return "\n".join(lines)

@@ -1,0 +1,86 @@
+"""What is timed is what decoding does: the session stays as it was, every product is there, kernels are named."""
+
+import pytest
+import torch
+
+from tests.torch_bridge.fake_pair import fake_clip, fake_target
+from torch_bridge import step_speed
+from torch_bridge.fused_projections import fuse
+from torch_bridge.static_session import StaticSession
+from torch_bridge.step_speed import OTHERS, kernel_groups, pass_seconds, product_seconds, prompt_seconds
+from torch_bridge.vlm import Session
+from xmsd_jax.data.questions import QUESTIONS
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(params=["growing", "static"])
+def session(request):
+    vlm = fake_target()
+    session = Session(vlm) if request.param == "growing" else StaticSession(vlm, room=20)
+    session.prefill(QUESTIONS[0], session.encode(fake_clip(0)), [4, 5])
+    return session
+
+
+def test_passes_are_timed_in_place(session, monkeypatch):
+    read, passes = session.read, []
+    verify = session.verify
+    monkeypatch.setattr(session, "verify", lambda ids: passes.append(len(ids)) or verify(ids))
+    times = pass_seconds(session, (1, 3, 6), repeats=4)
+    assert {count: len(seconds) for count, seconds in times.items()} == {1: 4, 3: 4, 6: 4}
+    assert min(min(seconds) for seconds in times.values()) > 0
+    assert passes == [1, 3, 6] * 6, "turn by turn, two turns warm up"
+    assert session.read == read
+
+
+def test_a_prompt_is_timed_in_its_four_ways(session):
+    times = prompt_seconds(session, QUESTIONS[1], fake_clip(1), repeats=3, riding=5)
+    assert set(times) == {"vision", "prefill", "prefill riding", "prefill riding late"}
+    assert all(len(seconds) == 3 and min(seconds) > 0 for seconds in times.values())
+    assert session.read == 5
+
+
+def test_every_product_is_run_once_fused_or_not(monkeypatch):
+    vlm = fake_target(held=2)
+    rows = []
+
+    class Counting(torch.overrides.TorchFunctionMode):
+        def __torch_function__(self, function, types, args=(), kwargs=None):
+            if function is torch.nn.functional.linear:
+                rows.append(tuple(args[1].shape))
+            return function(*args, **(kwargs or {}))
+
+    with Counting():
+        assert len(product_seconds(vlm, 3, repeats=2)) == 2
+        plain = rows[: len(rows) // 3]
+        rows.clear()
+        fuse(vlm.language_model)
+        product_seconds(vlm, 3, repeats=2)
+        fused = rows[: len(rows) // 3]
+    assert sum(out * inner for out, inner in plain) == sum(out * inner for out, inner in fused)
+    assert (len(plain), len(fused)) == (14, 8)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "group"),
+    [
+        ("_few_rows_splits", "attention"),
+        ("void pytorch_flash::flash_fwd_splitkv_kernel", "attention"),
+        ("nvjet_tst_64x8_64x16_4x1_v_bz_TNT", "products"),
+        ("void gemv2T_kernel_val<int, int, __nv_bfloat16>", "products"),
+        ("kgemm_4bit_inference_naive", "products"),
+        ("Memcpy DtoH (Device -> Pinned)", "copies"),
+        ("triton_red_fused__to_copy_add_mean_mul_pow_rsqrt_0", OTHERS),
+    ],
+)
+def test_kernels_are_told_apart_by_name(kernel, group):
+    assert step_speed._group(kernel) == group
+
+
+def test_groups_and_gaps_make_up_the_wall_clock(monkeypatch, session):
+    fake = ("table", [("gemm_a", 0.004, 10), ("_few_rows_splits", 0.001, 5), ("triton_x", 0.0005, 5)])
+    monkeypatch.setattr(step_speed, "profiled_events", lambda call, device: (call(), fake)[1])
+    found = kernel_groups(session, 2, passes=5)
+    assert found["groups_us"]["products"] == pytest.approx(800)
+    assert sum(found["groups_us"].values()) == pytest.approx(found["wall_us"])
+    assert found["launches"] == 4

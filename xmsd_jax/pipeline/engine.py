@@ -1,0 +1,52 @@
+"""How both models decode live: over a static cache, or over one that grows; side by side, or one after the other."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from xmsd_jax.config import ConfigError
+from xmsd_jax.decoding.live import Lanes
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineConfig:
+    """The engine under all rows but "target eager".
+
+    cache: `static` reads every pass into memory of fixed size, on a GPU as CUDA graphs over compiled layers; `growing`
+    is transformers' own way. lengths: of captured passes; another one is padded to the next. exact: plain decoding and
+    verification at one length, so that speculative ids are greedy ids in bfloat16 and NF4 too. compiled: null compiles
+    on a GPU. lanes: `parallel` runs the drafter model's phase 1 on its own stream, beside the target's prefill.
+    """
+
+    cache: Literal["static", "growing"] = "static"
+    lengths: tuple[int, ...] = (1, 2, 4, 6, 9)
+    exact: bool = False
+    compiled: bool | None = None
+    lanes: Lanes = "serial"
+
+    def __post_init__(self) -> None:
+        """Raise ConfigError for passes that cannot be, and for exactness that a growing cache does not have."""
+        if not self.lengths or not all(1 <= length <= 16 for length in self.lengths):
+            raise ConfigError(f"lengths: passes of 1 to 16 tokens are captured, got {list(self.lengths)}")
+        if self.exact and self.cache == "growing":
+            raise ConfigError("exact: needs passes of one length, which a growing cache has not; set cache to static")
+
+    def session(self, vlm: Any, room: int) -> Any:
+        """A session of a loaded model, with room for an answer."""
+        if self.cache == "growing":
+            from torch_bridge.vlm import Session
+
+            return Session(vlm)
+        from torch_bridge.static_session import StaticSession
+
+        return StaticSession(vlm, room=room, lengths=self.lengths, exact=self.exact, compiled=self.compiled)
+
+    def row(self, device: str) -> str:
+        """The word that names the row of plain decoding over a static cache."""
+        return ("compiled" if device == "cuda" else "static") + (" exact" if self.exact else "")
+
+    @property
+    def words(self) -> str:
+        """For the settings of a row."""
+        if self.cache == "growing":
+            return "growing cache"
+        return "static cache" + (f", exact at M = {max(self.lengths)}" if self.exact else "")
