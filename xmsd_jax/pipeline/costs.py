@@ -1,40 +1,28 @@
 """Every part of the cost model, measured on its own, before anything is decoded live.
 
-Medians over a few prompts, warm. Target passes are timed in the middle of an answer; a drafter's call over the anchors
-of a reference answer, with the target's states at hand; the loop's own time by decoding with empty parts.
+Medians over a few prompts, warm. Target passes are timed in the middle of an answer; a drafter's calls along a
+reference answer, in turn with passes (`draft_costs`); the loop's own time by decoding with empty parts.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from statistics import median
 from time import perf_counter
 from typing import Any
 
 import numpy as np
 
-from xmsd_jax.decoding.clock import SYNC
 from xmsd_jax.decoding.cost import Parts
 from xmsd_jax.decoding.live import LiveConfig, decode
 from xmsd_jax.decoding.plain import decode_plain
-from xmsd_jax.decoding.ports import Context, Draft, Drafter, Prompt, Verified
+from xmsd_jax.decoding.ports import Context, Draft, Prompt, Verified
 from xmsd_jax.decoding.trace import Trace
 from xmsd_jax.pipeline.contention import measure_contention
+from xmsd_jax.pipeline.draft_costs import REPEATS, Sample, drafting, early_seconds
 from xmsd_jax.pipeline.live_pair import LivePair
 from xmsd_jax.pipeline.rows import TEXT, DraftRow
 
 PROMPTS = 4
-REPEATS = 5
-STRIDE = 3
-"""Anchors of a reference answer at which a drafter is timed lie this far apart: about one iteration's tokens."""
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Sample:
-    """A prompt with the target's answer and its states h[0..L-1], one block."""
-
-    prompt: Prompt
-    answer: Trace
-    hidden: Any
 
 
 def measure_parts(
@@ -45,16 +33,16 @@ def measure_parts(
     samples = [_sample(pair, prompts[at], answers[at]) for at in picked]
     target = _target_parts(pair, samples, _pass_lengths(pair, rows))
     lane = _lane_parts(pair, samples) if any(_uses_lane(pair, row) for row in rows) else {}
-    drafting = {
-        (name, auto): _drafting(pair, name, samples, _compiled(pair, rows, name, auto))
+    drafted = {
+        (name, auto): drafting(pair, name, samples, _compiled(pair, rows, name, auto))
         for name, auto in dict.fromkeys((row.drafter, row.auto) for row in rows if row.drafter)
     }
-    early = {name: _early(pair, name, samples) for name in dict.fromkeys(r.first for r in rows if r.first)}
+    early = {name: early_seconds(pair, name, samples) for name in dict.fromkeys(r.first for r in rows if r.first)}
     return {
         row.name: replace(
             target,
             **(_lane_of(pair, row, lane, samples[0].prompt, target) if _uses_lane(pair, row) else {}),
-            **(drafting[row.drafter, row.auto] if row.drafter else {}),
+            **(_in_turn(target, drafted[row.drafter, row.auto]) if row.drafter else {}),
             adapter=early[row.first] if row.first else 0.0,
         )
         for row in rows
@@ -64,6 +52,11 @@ def measure_parts(
 def _sample(pair: LivePair, prompt: Prompt, answer: Trace) -> Sample:
     states = pair.shared.prefill(prompt, list(answer.ids[:-1])).hidden
     return Sample(prompt=prompt, answer=answer, hidden=pair.kept(states))
+
+
+def _in_turn(target: Parts, drafted: Mapping[str, Any]) -> dict[str, Any]:
+    """Parts of phase 2; passes that were timed between this drafter's own proposals stand for it alone."""
+    return {**drafted, "verify": {**target.verify, **drafted["verify"]}}
 
 
 def _lane_of(pair: LivePair, row: DraftRow, lane: Mapping[str, float], prompt: Prompt, target: Parts) -> dict[str, Any]:
@@ -159,54 +152,6 @@ def _lane_parts(pair: LivePair, samples: Sequence[Sample]) -> dict[str, float]:
     parts = ("drafter vision", "drafter prefill", "drafter step")
     seconds = {part: [s.stop - s.start for s in spans if s.part == part] for part in parts}
     return {part.replace(" ", "_"): median(seconds[part]) for part in parts}
-
-
-def _drafting(pair: LivePair, name: str, samples: Sequence[Sample], compiled: Mapping[int, int]) -> dict[str, Any]:
-    """T_draft at some draft lengths (`_compiled`), and the lane's seconds per iteration."""
-    draft, sync = {}, 0.0
-    for gamma, most in compiled.items():
-        seconds, waited = zip(*(_proposals(pair, pair.drafter(name, most), gamma, s) for s in samples), strict=True)
-        draft[gamma] = median(s for part in seconds for s in part)
-        sync = median(s for part in waited for s in part)
-    return {"draft": draft, "sync": 0.0 if name.endswith("(own)") else sync}
-
-
-def _proposals(pair: LivePair, drafter: Drafter, gamma: int, sample: Sample) -> tuple[list[float], list[float]]:
-    """Seconds of each proposal along the answer, without and of the drafter model; the first one is warm-up."""
-    lane = getattr(drafter, "lane", None)
-    if lane is not None:
-        lane.begin(sample.prompt)
-        lane.take_spans()
-    given = pair.verifier.prompt_ids(sample.prompt)
-    own, waited = [], []
-    for known in range(1, len(sample.answer.ids), STRIDE):
-        ids = np.array(sample.answer.ids[:known], np.int32)
-        context = Context(prompt=sample.prompt, ids=ids, hidden=(sample.hidden[:known],), prompt_ids=given)
-        start = perf_counter()
-        drafter.propose(context, gamma)
-        whole = perf_counter() - start
-        spans = [] if lane is None else lane.take_spans()
-        waited.append(sum(s.stop - s.start for s in spans if s.part in SYNC))
-        own.append(whole - waited[-1])
-    return own[1:] or own, waited[1:] or waited
-
-
-def _early(pair: LivePair, name: str, samples: Sequence[Sample]) -> float:
-    """Seconds of a phase-1 draft without the drafter model."""
-    count = pair.lengths.prefill_draft_len
-    drafter = pair.drafter(name, count)
-    lane, seconds = getattr(drafter, "lane", None), []
-    for sample in samples:
-        given = pair.verifier.prompt_ids(sample.prompt)
-        for _ in range(REPEATS):
-            if lane is not None:
-                lane.begin(sample.prompt)
-                lane.take_spans()
-            start = perf_counter()
-            drafter.propose(Context(prompt=sample.prompt, ids=np.empty(0, np.int32), prompt_ids=given), count)
-            waited = [] if lane is None else lane.take_spans()
-            seconds.append(perf_counter() - start - sum(s.stop - s.start for s in waited))
-    return median(seconds)
 
 
 class _Nothing:
