@@ -32,7 +32,7 @@ class TorchLane:
         """Answer with `vlm`, at most `max_new_tokens` of its own, in `session` (None: eagerly)."""
         self._vlm, self._limit, self.share = vlm, max_new_tokens, share
         self._session = Session(vlm) if session is None else session
-        self._stream = torch.cuda.Stream(vlm.device) if vlm.device.type == "cuda" else None
+        self.stream = torch.cuda.Stream(vlm.device) if vlm.device.type == "cuda" else None
         self._prompt: Prompt | None = None
         self._spans: list[Span] = []
         shape = (max_new_tokens + 1, vlm.width)
@@ -41,8 +41,8 @@ class TorchLane:
         self._newest = self._states[:0]  # of the last pass, as the session gave it
         self._read: list[int] = []
         self._own_ids: list[int] = []
-        if self._stream is not None:
-            self._stream.wait_stream(torch.cuda.current_stream(vlm.device))
+        if self.stream is not None:
+            self.stream.wait_stream(torch.cuda.current_stream(vlm.device))
 
     def begin(self, prompt: Prompt) -> None:
         """Read the prompt, unless it may be shared."""
@@ -53,6 +53,15 @@ class TorchLane:
             visual = self._session.encode(prompt.clip)
         with self._span("drafter prefill"):
             self._states[0] = self._session.prefill(prompt.question, visual)[-1]
+
+    def warm(self, prompt: Prompt) -> None:
+        """Read a prompt and do once what the first passes would take longer for, on the lane's stream."""
+        self._prompt = None
+        self.begin(prompt)
+        with self._span("warm"):
+            self._session.warm()
+        self._prompt = None
+        self.take_spans()
 
     @torch.inference_mode()
     def own(self, count: int) -> Tensor:
@@ -111,10 +120,10 @@ class TorchLane:
     def _span(self, part: str) -> Iterator[None]:
         """Work on the lane's stream, waited for; its seconds are kept."""
         start = perf_counter()
-        with nullcontext() if self._stream is None else torch.cuda.stream(self._stream):
+        with nullcontext() if self.stream is None else torch.cuda.stream(self.stream):
             yield
-        if self._stream is not None:
-            self._stream.synchronize()
+        if self.stream is not None:
+            self.stream.synchronize()
         self._spans.append(Span(lane="drafter", part=part, start=start, stop=perf_counter()))
 
 

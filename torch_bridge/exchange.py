@@ -15,6 +15,7 @@ Nothing about lent memory is read-only, and the frameworks queue work on streams
 """
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 import jax
 import jax.numpy as jnp
@@ -79,14 +80,31 @@ class TorchWindow:
     that memory is lent, once for as long as states come from it. Others are copied to a buffer that stays lent.
     """
 
-    def __init__(self, rows: int, width: int, *, dtype: torch.dtype, device: torch.device) -> None:
-        """For answers of up to `rows` states; the buffer is zero at first."""
+    def __init__(
+        self,
+        rows: int,
+        width: int,
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
+        stream: torch.cuda.Stream | None = None,
+    ) -> None:
+        """For answers of up to `rows` states; the buffer is zero at first.
+
+        `stream`: that the states are made on, None for the current one. A window of the drafter's lane must not wait
+        for the target's prefill beside it.
+        """
+        self._stream = stream
         self._buffer = torch.zeros(rows, width, dtype=dtype, device=device)
         self._own = lend(self._buffer[None])
         self._address, self._theirs = 0, self._own
 
     def __call__(self, blocks: Sequence[Tensor], start: int, stop: int) -> jax.Array:
         """See `Window`."""
+        with torch.cuda.stream(self._stream) if self._stream is not None else nullcontext():
+            return self._given(blocks, start, stop)
+
+    def _given(self, blocks: Sequence[Tensor], start: int, stop: int) -> jax.Array:
         if self._lie_still(blocks, start, stop):
             self._lend_whole(blocks[-1])
             given = self._theirs

@@ -25,6 +25,8 @@ def fuse(llama: LlamaModel) -> int:
         for owner, names in ((block.self_attn, ("q_proj", "k_proj", "v_proj")), (block.mlp, ("gate_proj", "up_proj"))):
             if fused_of(owner) is None and _fuse_one(owner, [getattr(owner, name) for name in names]):
                 saved += len(names) - 1
+    if saved and llama.device.type == "cuda":
+        torch.cuda.empty_cache()  # the single weights' memory would stay reserved, as much again
     return saved
 
 

@@ -14,17 +14,20 @@ CAPTURING = Lock()  # a process captures one graph at a time, and gives no memor
 def captured(device: torch.device, work: Callable[[], None], *, pool: Any = None) -> torch.cuda.CUDAGraph:
     """Run `work` a few times, then capture it.
 
-    What it changes on the way is the caller's to put back. `pool`: of `torch.cuda.graph_pool_handle`, for graphs that
+    What it changes on the way is the caller's to put back. Graphs of one device share a matrix library's workspace: two
+    of them must not be replayed at once. `pool`: of `torch.cuda.graph_pool_handle`, for graphs that
     are never replayed at the same time and whose outputs are read before the next one runs.
     """
     graph = torch.cuda.CUDAGraph()
     side, current = _side_stream(device), torch.cuda.current_stream(device)
     side.wait_stream(current)
-    with torch.cuda.device(device), torch.cuda.stream(side):  # left again in any case: a failed capture stays in it
+    # Warm-ups too hold the lock: they run on the stream of captures, and would be recorded into another thread's graph.
+    # The stream is left again in any case: a failed capture stays in it.
+    with CAPTURING, torch.cuda.device(device), torch.cuda.stream(side):
         for _ in range(_WARM_UPS):
             work()
         # Of this thread alone: another one may be copying, or at work for the other model.
-        with CAPTURING, torch.cuda.graph(graph, pool=pool, stream=side, capture_error_mode="thread_local"):
+        with torch.cuda.graph(graph, pool=pool, stream=side, capture_error_mode="thread_local"):
             work()
     current.wait_stream(side)
     return graph

@@ -29,6 +29,8 @@ class FewPass:
         self.count = count
         self._vlm, self._memory, self._pool = vlm, memory, pool
         self._layer, self._finish = _pieces(compiled)
+        if compiled:  # here, since torch keeps such settings by thread, and this one compiles next
+            torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, PROGRAMS)
         on_gpu = vlm.device.type == "cuda"
         self._packet = torch.zeros(_HEADER + count, dtype=torch.int64, pin_memory=on_gpu)
         self._emitted = torch.zeros(count, dtype=torch.int32, pin_memory=on_gpu)
@@ -78,5 +80,4 @@ def _pieces(compiled: bool) -> tuple[FewLayer, Callable[..., tuple[Tensor, Tenso
     """A layer and the end of a pass. Compiled ones are compiled once a length: the layers of a model share them."""
     if not compiled:
         return few_layer, finish
-    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, PROGRAMS)
     return torch.compile(few_layer, dynamic=False), torch.compile(finish, dynamic=False)

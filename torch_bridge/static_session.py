@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from torch_bridge.few_rows import MOST_TOKENS
 from torch_bridge.fused_projections import fuse
 from torch_bridge.static_memory import StaticMemory
 from torch_bridge.static_passes import FewPass
@@ -23,7 +24,6 @@ from xmsd_jax.config import ConfigError
 from xmsd_jax.decoding.ports import LateIds, SomeIds, now
 
 LENGTHS = (1, 2, 4, 6, 9)
-MOST = 16  # tokens of a captured pass: what attention over few rows is made for
 
 
 class StaticSession(Session):
@@ -55,9 +55,9 @@ class StaticSession(Session):
             ConfigError: a length that is not in 1..16, or no room.
         """
         super().__init__(vlm)
-        if room < 1 or not all(1 <= length <= MOST for length in lengths):
+        if room < 1 or not all(1 <= length <= MOST_TOKENS for length in lengths):
             raise ConfigError(
-                f"a static cache has room for 1 token or more and passes of 1..{MOST}, got {room}, {lengths}"
+                f"a static cache has room for 1 token or more and passes of 1..{MOST_TOKENS}, got {room}, {lengths}"
             )
         on_gpu = vlm.device.type == "cuda"
         self.capacity, self.exact = room, exact
@@ -97,7 +97,8 @@ class StaticSession(Session):
         if not whole:
             memory.read_chunk(long, 0)
         known = () if self.exact else now(ids)
-        self._check_room(len(known))
+        if len(known) > self.capacity:
+            raise self._no_room(0, len(known))
         inputs = torch.cat([long[start:], short, *([embed(self.vlm, known)] if len(known) else [])])
         self._note(0, memory.read_chunk(inputs, start)[len(inputs) - len(known) - 1 :])
         self._length = start + len(inputs)
@@ -112,7 +113,8 @@ class StaticSession(Session):
             raise ValueError("a session reads tokens after a prompt; received none yet: call prefill first")
         if len(ids) == 0:
             raise ValueError("a verification reads at least one token (the last accepted one); received no ids")
-        self._check_room(len(ids))
+        if self.read + len(ids) > self.capacity:
+            raise self._no_room(self.read, len(ids))
         known, first = checked_ids(self.vlm, ids), self.read + 1
         step = self.lengths[-1] if self.exact else len(known)
         for start in range(0, len(known), step):
@@ -135,8 +137,15 @@ class StaticSession(Session):
             return super().emitted(hidden, logits)
         return self._ids[first : first + len(hidden)].copy(), self.head(hidden) if logits else None
 
+    def again(self, first: Tensor, ids: SomeIds) -> Tensor:
+        """See `Session`; the states are rows of the buffer."""
+        self.crop(self.read)
+        if len(ids):
+            self.verify(ids)
+        return self.states[: len(ids) + 1]
+
     def warm(self) -> None:
-        """Capture all passes, in the middle of any answer that has room for the longest; it is left as it was."""
+        """Capture all passes; needs a prompt, and room for the longest pass. The answer is left as it was."""
         for count in self.lengths:
             self.verify([0] * count)
             self.crop(count)
@@ -144,7 +153,7 @@ class StaticSession(Session):
     def _read(self, ids: np.ndarray) -> None:
         """Read a piece in one pass."""
         count, row = len(ids), self.read + 1
-        length = next((n for n in self.lengths if n >= count), None) if self._padded else min(count, MOST)
+        length = next((n for n in self.lengths if n >= count), None) if self._padded else min(count, MOST_TOKENS)
         if length is None or length < count:
             self._note(row, self._held().read_chunk(embed(self.vlm, ids), self._length))
         else:
@@ -167,19 +176,20 @@ class StaticSession(Session):
             raise ValueError("a session has no memory before its first prompt: call prefill first")
         return self._memory
 
-    def _check_room(self, count: int) -> None:
-        if self.read + count > self.capacity:
-            raise ValueError(
-                f"the cache has room for {self.capacity} tokens after the prompt; {self.read} are read and "
-                f"{count} more were given: make it with more room"
-            )
+    def _no_room(self, read: int, count: int) -> ValueError:
+        return ValueError(
+            f"the cache has room for {self.capacity} tokens after the prompt; {read} are read and {count} more were "
+            "given: make it with more room"
+        )
 
     def _reserve(self, prompt: int) -> StaticMemory:
-        """Memory for a prompt of so many tokens; another size gives up what is captured."""
-        self._length = self._prompt_length = prompt
+        """Memory for a prompt of so many tokens, of which none is read; another size gives up what is captured."""
+        self._length, self._prompt_length = 0, prompt
         spare = self.capacity + max(self.lengths)
         if self._memory is None or self._memory.columns < prompt + spare:
             self._passes.clear()
+            if self._pool is not None:
+                self._pool = torch.cuda.graph_pool_handle()  # that of graphs that are gone must not be used again
             self._memory = None  # first, so that both are never held at once
             with torch.inference_mode(False):  # others may write into it, or lend it
                 self._memory = StaticMemory(self.vlm.language_model, columns=prompt + spare, rows=spare + 1)

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from time import perf_counter
+from typing import cast
 
 import numpy as np
 import torch
@@ -73,6 +74,11 @@ class TorchVerifier:
         self._times = {"vision": seen - start if visual is None else 0.0, "prefill": perf_counter() - seen}
         return verified
 
+    def warm(self, prompt: Prompt) -> None:
+        """Read a prompt and do once what the first passes would take longer for, such as capturing graphs."""
+        self.prefill(prompt)
+        self._session.warm()
+
     def step(self, token: int, *, logits: bool = False) -> Verified:
         """Read one token; m = 1."""
         return self._emit(self._session.step(token), logits)
@@ -112,11 +118,9 @@ class SharedVerifier(TorchVerifier):
         self, prompt: Prompt, draft_ids: LateIds = (), *, logits: bool = False, visual: Tensor | None = None
     ) -> Verified:
         """See `TorchVerifier`; of a prompt that is there already, only `draft_ids` are read, in one pass."""
-        if prompt is not self._prompt or self._first is None:
-            self._first = super().prefill(prompt, visual=visual).hidden
+        first = self._first
+        if prompt is not self._prompt or first is None:
+            self._first = first = cast("Tensor", super().prefill(prompt, visual=visual).hidden)
             self._prompt = prompt
-        self._session.crop(self._session.read)
         self._times = {"vision": 0.0, "prefill": 0.0}
-        draft_ids = now(draft_ids)
-        states = [self._first, *([self._session.verify(draft_ids)] if len(draft_ids) else [])]
-        return self._emit(torch.cat(states), logits)
+        return self._emit(self._session.again(first, now(draft_ids)), logits)

@@ -124,7 +124,10 @@ def embed(vlm: VLM, ids: SomeIds) -> Tensor:
         ValueError: an id is outside the embedding table (on CUDA that would be a device-side assert).
     """
     table = vlm.language_model.get_input_embeddings()
-    return table(torch.from_numpy(checked_ids(vlm, ids)).to(vlm.device))
+    checked = torch.from_numpy(checked_ids(vlm, ids))
+    if vlm.device.type == "cuda":
+        checked = checked.pin_memory()  # a copy from other memory would wait for all that is queued
+    return table(checked.to(vlm.device, non_blocking=True))
 
 
 def checked_ids(vlm: VLM, ids: SomeIds) -> np.ndarray:
@@ -224,6 +227,15 @@ class Session:
         """
         scores = self.head(hidden)
         return scores.argmax(dim=-1).to(torch.int32).cpu().numpy(), scores if logits else None
+
+    @torch.inference_mode()
+    def again(self, first: Tensor, ids: SomeIds) -> Tensor:
+        """Forget what was read since the prompt and read `ids` instead; h[0..k], [k+1, d], of which `first` is h[0]."""
+        self.crop(self.read)
+        return torch.cat([first, self.verify(ids)]) if len(ids) else first
+
+    def warm(self) -> None:
+        """Do once what the first passes would take longer for: nothing here."""
 
     def _forward(self, inputs: Tensor) -> Tensor:
         out = self.vlm.language_model(inputs_embeds=inputs[None], past_key_values=self._cache, use_cache=True)

@@ -108,16 +108,17 @@ def test_the_demo_leaves_page_results_traces_and_gallery(ran):
     assert "world_test_0000_000" in page.read_text()
     assert {p.name for p in run_dir.glob("report.*")} == {"report.html", "report.md", "report.csv"}
     assert len(json.loads((run_dir / "gallery.json").read_text())["cards"]) == 3
-    assert len(list((run_dir / "traces").glob("*.json"))) == 6
+    assert len(list((run_dir / "traces").glob("*.json"))) == 7
 
 
 def test_every_speed_up_names_the_fastest_plain_row_of_the_run(ran):
     rows, origin = read_results(ran[0])
     ups = [r for r in rows if r.metric == "speedup"]
     assert {r.row for r in ups} == {
-        "target eager", "target generate()", "prompt-lookup", "template (ride)", "n-gram (wait)", "n-gram (ride, auto)",
+        "target eager", "target static", "target generate()", "prompt-lookup", "template (ride)", "n-gram (wait)",
+        "n-gram (ride, auto)",
     }  # fmt: skip
-    assert {r.baseline for r in ups} <= {"target eager", "target generate()"}
+    assert {r.baseline for r in ups} <= {"target eager", "target static", "target generate()"}
     assert len({r.baseline for r in ups}) == 1
     plain = {r.row: r.value for r in ups if r.row.startswith("target")}
     assert max(plain.values()) == plain[ups[0].baseline] == 1.0
@@ -173,7 +174,7 @@ def test_predictions_lie_on_disk_before_anything_is_decoded_live(studied):
     run_dir, (before,) = studied
     assert before == read_results(run_dir / "live" / "predicted")[0]
     assert {r.kind for r in before if r.metric in ("part_ms", "speedup_by_gamma")} == {"predicted"}
-    assert {r.row for r in before if r.metric == "part_ms"} == {"target eager", *DRAFTING}
+    assert {r.row for r in before if r.metric == "part_ms"} == {"target static", *DRAFTING}
     assert {r.row for r in before if r.metric == "speedup_by_gamma"} == {*DRAFTING} - {"L1", "B1 (auto)"}
     assert (run_dir / "live" / "costs.json").is_file()
 
@@ -183,7 +184,7 @@ def test_every_row_has_its_milliseconds_by_part_both_predicted_and_measured(stud
     rows, _ = read_results(studied[0])
     parts = [r for r in rows if r.metric == "part_ms"]
     for kind, answers in (("predicted", 3), ("measured", 2)):
-        assert {r.row for r in parts if r.kind == kind} == {"target eager", *DRAFTING}
+        assert {r.row for r in parts if r.kind == kind} == {"target static", *DRAFTING}
         assert {r.n for r in parts if r.kind == kind} == {answers}
         assert {r.settings["part"] for r in parts if (r.kind, r.row) == (kind, "template+L5F (synced)")} >= {
             "vision", "prefill", "lane", "draft", "sync", "verify", "host",

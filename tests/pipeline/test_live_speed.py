@@ -125,7 +125,8 @@ def test_the_full_config_is_of_true_shapes_and_gets_verdicts(measured):
     found = {"none": {"passes": json.loads((measured[1] / "passes_none" / "numbers.json").read_text())}}
     assert any(row.settings.get("reached") is not None for row in result_rows(found, full))
     assert not any("reached" in row.settings for row in result_rows(found, small))
-    assert set(full.other_rows) <= set(full.rows)
+    assert set(full.quantised_rows) <= set(full.rows)
+    assert full.measured("nf4")[-2:] == ["imposed50", "exact"]
 
 
 def test_the_command_line_finds_the_stage_by_its_field():

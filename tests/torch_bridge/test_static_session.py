@@ -133,6 +133,31 @@ def test_room_is_said_before_anything_is_written():
         static.prefill(PROMPTS[0].question, visual, [5] * (ROOM + 1))
 
 
+def test_a_prompt_that_was_not_read_whole_leaves_no_answer_to_go_on_with():
+    _, static = both(fake_target())
+    visual = static.encode(PROMPTS[0].clip)
+    static.prefill(PROMPTS[0].question, visual, [5])
+
+    def failing() -> list[int]:
+        raise RuntimeError("the drafter failed")
+
+    with pytest.raises(RuntimeError, match="the drafter failed"):
+        static.prefill(PROMPTS[0].question, visual, failing)
+    with pytest.raises(ValueError, match="call prefill first"):
+        static.verify([4])
+
+
+@MODES
+def test_warming_up_leaves_the_answer_as_it_was(exact):
+    eager, static = both(fake_target(), exact=exact)
+    visual = eager.encode(PROMPTS[0].clip)
+    for session in (eager, static):
+        session.prefill(PROMPTS[0].question, visual, [4, 5])
+        session.warm()
+    assert set(static._passes) == set(static.lengths)
+    torch.testing.assert_close(static.verify([6, 7]), eager.verify([6, 7]), **CLOSE)
+
+
 @pytest.mark.parametrize("options", [{"room": 0}, {"room": 4, "lengths": (1, 17)}, {"room": 4, "lengths": (0,)}])
 def test_impossible_sizes_are_refused(options):
     with pytest.raises(ConfigError, match="got"):

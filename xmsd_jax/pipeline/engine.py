@@ -25,8 +25,8 @@ class EngineConfig:
 
     def __post_init__(self) -> None:
         """Raise ConfigError for passes that cannot be, and for exactness that a growing cache does not have."""
-        if not self.lengths or not all(1 <= length <= 16 for length in self.lengths):
-            raise ConfigError(f"lengths: passes of 1 to 16 tokens are captured, got {list(self.lengths)}")
+        if not self.lengths or min(self.lengths) < 1:
+            raise ConfigError(f"lengths: of at least one pass, of 1 token or more, got {list(self.lengths)}")
         if self.exact and self.cache == "growing":
             raise ConfigError("exact: needs passes of one length, which a growing cache has not; set cache to static")
 
@@ -39,6 +39,10 @@ class EngineConfig:
         from torch_bridge.static_session import StaticSession
 
         return StaticSession(vlm, room=room, lengths=self.lengths, exact=self.exact, compiled=self.compiled)
+
+    def rows(self, room: int) -> int:
+        """Rows of the buffer in which a session with that room holds an answer's states."""
+        return room + max(self.lengths) + 1
 
     def row(self, device: str) -> str:
         """The word that names the row of plain decoding over a static cache."""

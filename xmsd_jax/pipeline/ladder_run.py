@@ -114,6 +114,7 @@ def climb_set(
     chosen[np.unique(np.linspace(0, len(chosen) - 1, min(timed or len(chosen), len(chosen))).astype(int))] = True
     rungs = [*pair.plain_rungs(), *(pair.rung(row, draft_lengths=one.expected[row.name].lengths) for row in rows)]
     traces: dict[str, list[list[Trace]]] = {rung.name: [[] for _ in one.prompts] for rung in rungs}
+    pair.warm(one.prompts[0])
     climb(rungs, one.prompts[:WARM_PROMPTS], repeats=1)
 
     # whole answers, timed

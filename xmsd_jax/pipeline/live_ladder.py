@@ -71,11 +71,13 @@ def run_ladder(
 
     `stage`: folder for what was predicted. `pair` must replay the answers.
     """
+    pair.warm(asked.prompts[0])
     one = _prepared(asked, entries, pair)
     predicted = predicted_rows(one, pair, settings)
     write_costs(stage / COSTS, {one.clips: one.costs}, {"baseline": pair.plain, "settings": dict(settings)})
     write_results(stage / "predicted", predicted, provenance())
-    rungs = [*pair.plain_rungs(), *(_rung(pair, entry, one) for entry in entries)]
+    plain = pair.plain_rungs(engine_alone=kind == "imposed")
+    rungs = [*plain, *(_rung(pair, entry, one) for entry in entries)]
     climb(rungs, one.prompts[:WARM_PROMPTS], repeats=1)
     turns = partial(progress, total=repeats * len(one.prompts), label=f"live, {kind}: {one.clips}")
     traces = climb(rungs, one.prompts, repeats=repeats, watch=turns)

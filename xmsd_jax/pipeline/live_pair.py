@@ -82,14 +82,18 @@ class LivePair:
         self.target, self.drafter_model = models
         self.engine = engine = engine or EngineConfig()
         room, decided = room or lengths.max_new_tokens + SPARE, decisions or (lambda verifier: verifier)
+        self._rows = engine.rows(room)
+        whole = TorchVerifier(self.target, engine.session(self.target, room))
+        shared = SharedVerifier(self.target, engine.session(self.target, room))
         self.eager: Verifier = decided(TorchVerifier(self.target))
-        self.verifier: Verifier = decided(TorchVerifier(self.target, engine.session(self.target, room)))
-        self.shared: Verifier = decided(SharedVerifier(self.target, engine.session(self.target, room)))
+        self.verifier: Verifier = decided(whole)
+        self.shared: Verifier = decided(shared)
         session = engine.session(self.drafter_model, room)
         self.lane = TorchLane(self.drafter_model, max_new_tokens=lengths.max_new_tokens, session=session)
         self.plain = EAGER if engine.cache == "growing" else f"target {engine.row(self.target.device.type)}"
         self.lengths, self._text, self._adapters = replace(lengths, lanes=engine.lanes), text, adapters
         self._library = decisions is None
+        self._warmed = (whole, shared, self.lane)
         self._head = TokenHead.of(share(dense_weight(self.target.lm_head)), self.target.real_vocabulary)
         self._made: dict[tuple[str, int], Drafter] = {}
 
@@ -104,9 +108,14 @@ class LivePair:
         """Let the drafter's lane keep what it read of a prompt, or not."""
         self.lane.share = on
 
+    def warm(self, prompt: Prompt) -> None:
+        """Do all that the first answers would take longer for, so that no timed one does: captures, compiling."""
+        for one in self._warmed:
+            one.warm(prompt)
+
     def kept(self, states: Any) -> Any:
-        """A copy of states [n, d] as rows of memory for a whole answer, which is how a static session holds them."""
-        memory = states.new_zeros(self.lengths.max_new_tokens + 2 * SPARE, states.shape[1])
+        """A copy of states [n, d] as rows of memory of the size in which a static session holds them."""
+        memory = states.new_zeros(self._rows, states.shape[1])
         memory[: len(states)] = states
         return memory[: len(states)]
 
@@ -121,7 +130,12 @@ class LivePair:
     def _make(self, one: Trained, count: int) -> Drafter:
         if one.early:
             return PrefillDrafter(
-                one.adapter, self._head, name=one.name, lane=self.lane, draft_len=count, windows=self._window
+                one.adapter,
+                self._head,
+                name=one.name,
+                lane=self.lane,
+                draft_len=count,
+                windows=partial(self._window, stream=self.lane.stream),
             )
         adapter: Any = one.adapter
         return RolloutDrafter(
@@ -136,10 +150,10 @@ class LivePair:
             first_rows=self.lengths.prefill_draft_len + 1,
         )
 
-    def _window(self, rows: int) -> Any:
+    def _window(self, rows: int, stream: Any = None) -> Any:
         from torch_bridge.exchange import TorchWindow
 
-        return TorchWindow(rows, self.target.width, dtype=self.target.dtype, device=self.target.device)
+        return TorchWindow(rows, self.target.width, dtype=self.target.dtype, device=self.target.device, stream=stream)
 
     def early_drafter(self, row: DraftRow) -> Drafter | None:
         """Who drafts in phase 1 of a row."""
@@ -165,13 +179,15 @@ class LivePair:
             lengths=draft_lengths,
         )
 
-    def plain_rungs(self) -> list[Rung]:
-        """The rows that do not speculate: eager, over the engine, and (unless answers are replayed) `generate()`."""
+    def plain_rungs(self, *, engine_alone: bool = False) -> list[Rung]:
+        """The rows that do not speculate: over the engine, eager, and (unless answers are replayed) `generate()`."""
+        plain = {EAGER: self.eager, self.plain: self.verifier}
+        if engine_alone:
+            plain = {self.plain: self.verifier}
         count = self.lengths.max_new_tokens
-        rungs = [Rung(name=EAGER, answer=partial(decode_plain, self.eager, max_new_tokens=count))]
-        if self.plain != EAGER:
-            rungs.append(Rung(name=self.plain, answer=partial(decode_plain, self.verifier, max_new_tokens=count)))
-        return [*rungs, *([Rung(name="target generate()", answer=self._generated)] if self._library else [])]
+        rungs = [Rung(name=n, answer=partial(decode_plain, v, max_new_tokens=count)) for n, v in plain.items()]
+        library = self._library and not engine_alone
+        return [*rungs, *([Rung(name="target generate()", answer=self._generated)] if library else [])]
 
     def _generated(self, prompt: Prompt) -> Trace:
         from torch_bridge.generate import generate

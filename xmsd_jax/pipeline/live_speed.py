@@ -54,11 +54,12 @@ class LiveSpeedConfig:
     """What is timed. Weights are random; the ratio of two times is always of one run.
 
     imposed: see there. recorded: files of recorded answers; text drafters are fitted on one part, the other is replayed
-    (without a file, part replayed is left out). formats: of both models, one after the other. rows: the ladder of the
-    first format; other_rows: of the others. replayed_answers: how many, evenly spread. gamma, prefill_draft_len, order,
-    repeats: as in a benchmark of a real pair. passes: lengths M that are timed alone. exact_answers: of the target's
-    own, decoded with an oracle (acceptance `exact_acceptance`) and alone, with and without exact passes. parts: to
-    measure. made: the clip that is looked at. threads: of torch on a CPU.
+    (without a file, part replayed is left out). formats: of both models, one after the other. rows: the replayed ladder
+    without quantisation; quantised_rows: in NF4, where the shortest answers alone are imposed. replayed_answers: how
+    many, evenly spread. gamma, prefill_draft_len, order, repeats: as in a benchmark of a real pair. passes: lengths M
+    that are timed alone; beyond those of the engine they are read as prompts are. exact_answers: of the target's own,
+    decoded with an oracle (acceptance `exact_acceptance`) and alone, with and without exact passes. parts: to measure.
+    made: the clip that is looked at. threads: of torch on a CPU.
     """
 
     imposed: Imposed
@@ -72,14 +73,14 @@ class LiveSpeedConfig:
     seed: int = 0
     engine: EngineConfig = field(default_factory=EngineConfig)
     rows: tuple[DraftRow, ...] = ()
-    other_rows: tuple[DraftRow, ...] = ()
+    quantised_rows: tuple[DraftRow, ...] = ()
     replayed_answers: int = 20
     max_new_tokens: int = 50
     gamma: int = 8
     prefill_draft_len: int = 12
     order: int = 8
     repeats: int = 3
-    passes: tuple[int, ...] = (1, 2, 4, 6, 9, 16)
+    passes: tuple[int, ...] = (1, 2, 4, 6, 9, 12, 16)
     pass_repeats: int = 30
     exact_answers: int = 8
     exact_acceptance: float = 0.8
@@ -92,12 +93,27 @@ class LiveSpeedConfig:
                 raise ConfigError(f"{name}: must be at least 1, got {getattr(self, name)}")
         if self.repeats < 3 or self.pass_repeats < 3:
             raise ConfigError(f"repeats: at least 3 show a spread, got {self.repeats} and {self.pass_repeats}")
-        for name in ("rows", "other_rows"):
+        for name in ("rows", "quantised_rows"):
             named = [row.name for row in getattr(self, name)]
             if len(set(named)) < len(named):
                 raise ConfigError(f"{name}: each row once, got {named}")
         if not self.formats or not self.parts:
             raise ConfigError("formats and parts: at least one of each is needed")
+
+    def measured(self, quantisation: Format) -> list[str]:
+        """The parts to measure in a format, each kept on its own; says so where one is left out."""
+        found: list[str] = []
+        for part in self.parts:
+            if part == "imposed":
+                lengths = self.imposed.lengths if quantisation == "none" else self.imposed.lengths[:1]
+                found += [f"imposed{tokens}" for tokens in lengths]
+            elif part == "replayed" and self.recorded.test is None:
+                print("replayed: left out, no recorded answers; give --recorded.fit FILE --recorded.test FILE")
+            elif part == "exact" and self.engine.cache == "growing":
+                print("exact: left out, a growing cache has no passes of one length")
+            else:
+                found.append(part)
+        return found
 
 
 def run(config: LiveSpeedConfig, run_dir: Path, fresh: bool = False) -> list[Row]:
@@ -113,12 +129,9 @@ def run(config: LiveSpeedConfig, run_dir: Path, fresh: bool = False) -> list[Row
     found: dict[str, dict[str, Any]] = {}
     failed: list[str] = []
     rows: list[Row] = []
-    for number, quantisation in enumerate(config.formats):
-        bench = Bench(config, opened, quantisation, is_first=number == 0)
-        for part in config.parts:
-            if part == "replayed" and config.recorded.test is None:
-                print("replayed: left out, no recorded answers; give --recorded.fit FILE --recorded.test FILE")
-                continue
+    for quantisation in config.formats:
+        bench = Bench(config, opened, quantisation)
+        for part in config.measured(quantisation):
             try:
                 found.setdefault(quantisation, {})[part] = _part(opened, config, f"{part}_{quantisation}", fresh, bench)
             except UserError:

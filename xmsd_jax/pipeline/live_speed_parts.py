@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,7 +19,7 @@ from xmsd_jax.data.questions import QUESTIONS
 from xmsd_jax.decoding.live import LiveConfig, decode
 from xmsd_jax.decoding.oracle import Oracle
 from xmsd_jax.decoding.plain import decode_plain
-from xmsd_jax.decoding.ports import Context, Draft, Drafter, Prompt, Verifier
+from xmsd_jax.decoding.ports import Context, Draft, Drafter, Prompt
 from xmsd_jax.decoding.replayed import Replayed
 from xmsd_jax.pipeline.contention import measure_contention
 from xmsd_jax.pipeline.fitted import fit_answers
@@ -34,10 +34,10 @@ from xmsd_jax.runs import Row, Run, progress, stage_key
 class Bench:
     """A pair of random weights, made when the first part asks for it, and the parts."""
 
-    def __init__(self, config: Any, run: Run, quantisation: Literal["none", "nf4"], *, is_first: bool) -> None:
-        """`is_first`: the whole ladder is decoded, not `other_rows` alone."""
+    def __init__(self, config: Any, run: Run, quantisation: Literal["none", "nf4"]) -> None:
+        """Nothing is made yet."""
         self.config, self.run = config, run
-        self.quantisation, self.is_first = Quantisation(format=quantisation), is_first
+        self.quantisation = Quantisation(format=quantisation)
 
     @property
     def measures(self) -> Mapping[str, Callable[[Path], Any]]:
@@ -46,8 +46,8 @@ class Bench:
             "passes": self.passes,
             "replayed": self.replayed,
             "beside": self.beside,
-            "imposed": self.imposed,
             "exact": self.exact,
+            **{f"imposed{tokens}": partial(self.imposed, tokens) for tokens in self.config.imposed.lengths},
         }
 
     @cached_property
@@ -95,10 +95,7 @@ class Bench:
             prompts = step_speed.prompt_seconds(
                 session, QUESTIONS[0], self.clip, repeats=5, riding=config.prefill_draft_len
             )
-            counts = (
-                config.passes if name == "engine" else [m for m in config.passes if m <= max(config.engine.lengths)]
-            )
-            steps = step_speed.pass_seconds(session, counts, repeats=config.pass_repeats)
+            steps = step_speed.pass_seconds(session, config.passes, repeats=config.pass_repeats)
             found[name] = {"prompt": step_speed.millis(prompts), "passes": step_speed.millis(steps)}
         found["context"] = sessions["engine"].length
         for count in (1, 6):
@@ -122,22 +119,19 @@ class Bench:
         cut = {name: ids[: config.max_new_tokens] for name, ids in whole.answers.items()}
         asked = Asked(clips="recorded answers", prompts=prompts, answers=cut)
         text = fit_answers(whole.fitted, config.order, self.models[0].real_vocabulary)
-        rows = config.rows if self.is_first else config.other_rows
+        rows = config.rows if self.quantisation.format == "none" else config.quantised_rows
         pair = self._pair(asked, config.max_new_tokens, text)
         entries = [Entry(row=row) for row in rows]
         return self._ladder(asked, entries, pair, "replayed", folder)
 
-    def imposed(self, folder: Path) -> list[Any]:
-        """The ladder over an oracle's drafts, at each length of an answer."""
-        config, how, rows = self.config, self.config.imposed, list[Any]()
-        for number, tokens in enumerate(how.lengths if self.is_first else how.lengths[:1]):
-            asked = self._made_answers(tokens, how.answers)
-            text = fit_answers({0: list(asked.answers.values())}, config.order, self.models[0].real_vocabulary)
-            pair = self._pair(asked, tokens, text)
-            wanted = how.rows if number == 0 else how.long_rows
-            entries = [Entry(row=row, acceptance=a) for row in wanted for a in how.acceptances]
-            rows += self._ladder(asked, entries, pair, "imposed", folder / str(tokens))
-        return rows
+    def imposed(self, tokens: int, folder: Path) -> list[Any]:
+        """The ladder over an oracle's drafts, for answers of one length."""
+        config, how = self.config, self.config.imposed
+        asked = self._made_answers(tokens, how.answers)
+        text = fit_answers({0: list(asked.answers.values())}, config.order, self.models[0].real_vocabulary)
+        wanted = how.rows if tokens == how.lengths[0] else how.long_rows
+        entries = [Entry(row=row, acceptance=a) for row in wanted for a in how.acceptances]
+        return self._ladder(asked, entries, self._pair(asked, tokens, text), "imposed", folder)
 
     def beside(self, folder: Path) -> dict[str, Any]:
         """Phase 1 of the drafter's model beside the target's prefill: the window, and what each costs the other."""
@@ -156,29 +150,33 @@ class Bench:
         from torch_bridge.verifier import TorchVerifier
 
         config, target = self.config, self.models[0]
-        session = engine.session(target, config.max_new_tokens + SPARE)
-        verifier: Verifier = TorchVerifier(target, session)
+        verifier = TorchVerifier(target, engine.session(target, self._room))
         how = LiveConfig(gamma=config.gamma, max_new_tokens=config.max_new_tokens)
         clips = [replace(self.clip, name=f"made-{number}") for number in range(config.exact_answers)]
         prompts = [Prompt(clip=clip, question=QUESTIONS[n % len(QUESTIONS)]) for n, clip in enumerate(clips)]
         seconds, wrong = {"alone": 0.0, "drafted": 0.0}, list[dict[str, int]]()
-        for prompt in progress(prompts, total=len(prompts), label=engine.words):
+        verifier.warm(prompts[0])
+        for number, prompt in enumerate(progress(prompts, total=len(prompts), label=engine.words)):
             alone = decode_plain(verifier, prompt, config.max_new_tokens)
             oracle = Oracle(lambda _, ids=alone.ids: ids, config.exact_acceptance, 0, vocabulary=target.real_vocabulary)
             drafted = decode(verifier, _WhileKnown(oracle, alone.ids), prompt, how)
             seconds["alone"] += alone.seconds["decode"]
             seconds["drafted"] += drafted.seconds["decode"]
             first = next((n for n, (a, b) in enumerate(zip(alone.ids, drafted.ids, strict=True)) if a != b), None)
-            wrong += [] if first is None else [{"answer": len(wrong), "first": first}]
+            wrong += [] if first is None else [{"answer": number, "first": first}]
         tokens = config.max_new_tokens * len(prompts)
         return {"answers": len(prompts), "tokens": tokens, "diverged": wrong, "decode_seconds": seconds}
 
+    @property
+    def _room(self) -> int:
+        """Tokens that every static cache holds: of one size, they share what is compiled."""
+        return max(self.config.max_new_tokens, *self.config.imposed.lengths) + SPARE
+
     def _session(self, vlm: Any) -> Any:
-        config = self.config
-        return config.engine.session(vlm, max(config.max_new_tokens, *config.imposed.lengths) + SPARE)
+        return self.config.engine.session(vlm, self._room)
 
     def _pair(self, asked: Asked, tokens: int, text: Mapping[str, Drafter]) -> LivePair:
-        """The pair with `asked` replayed; caches are as large as the longest answer needs, so that graphs are alike."""
+        """The pair with `asked` replayed."""
         config = self.config
         lengths = Lengths(gamma=config.gamma, prefill_draft_len=config.prefill_draft_len, max_new_tokens=tokens)
         named = {name for row in (*config.imposed.rows, *config.imposed.long_rows) for name in (row.drafter, row.first)}
@@ -189,7 +187,7 @@ class Bench:
             adapters={name: self._adapter(name) for name in sorted(named - {None, *TEXT})},
             engine=config.engine,
             decisions=lambda verifier: Replayed(verifier, asked.answers),
-            room=max(config.max_new_tokens, *config.imposed.lengths) + SPARE,
+            room=self._room,
         )
 
     def _adapter(self, name: str) -> Trained:
@@ -212,7 +210,6 @@ class Bench:
         )
 
     def _ladder(self, asked: Asked, entries: Sequence[Entry], pair: LivePair, kind: Any, folder: Path) -> list[Any]:
-        folder.mkdir(parents=True, exist_ok=True)
         config = self.config
         settings = {
             "max_new_tokens": pair.lengths.max_new_tokens,
