@@ -74,3 +74,12 @@ def test_the_fastest_drafter_decodes_more_than_1_3_times_as_fast_as_the_best_pla
     plain = [row.row for row in speeds if row.row.startswith("target ")]
     assert {row.baseline for row in speeds} <= set(plain)
     assert max(row.low or 0 for row in speeds if row.row not in plain) > 1.3
+
+
+def test_the_readme_tells_its_figures(measured):
+    text = " ".join((RESULTS.parents[1] / "README.md").read_text(encoding="utf-8").split())
+    compared = sum(row.value for (_, metric), row in measured.items() if metric == "answers_compared")
+    assert f"in all {compared:,.0f} comparisons" in text
+    for name in ("n-gram (ride)", "template+B1"):
+        row = measured[name, "decode_speedup"]
+        assert f"{row.value:.2f}x ({row.low:.2f} to {row.high:.2f})" in text
