@@ -36,6 +36,11 @@ class StaticMemory:
         self.layers = [(like.new_zeros(shape), like.new_zeros(shape)) for _ in range(config.num_hidden_layers)]
         self.states = like.new_zeros(rows, config.hidden_size)
 
+    def share_programs(self) -> None:
+        """Let what is compiled over this memory serve memory of any size: both models and every prompt share it."""
+        for memory in (one for layer in self.layers for one in layer):
+            torch._dynamo.mark_dynamic(memory, 2)
+
     def read_chunk(self, inputs: Tensor, start: int) -> Tensor:
         """Read embeddings [n, d] into columns `start`.. in one pass; their states [n, d]. For prompts: n is large."""
         positions = torch.arange(start, start + len(inputs), device=inputs.device)[None]

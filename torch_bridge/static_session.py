@@ -193,5 +193,7 @@ class StaticSession(Session):
             self._memory = None  # first, so that both are never held at once
             with torch.inference_mode(False):  # others may write into it, or lend it
                 self._memory = StaticMemory(self.vlm.language_model, columns=prompt + spare, rows=spare + 1)
+            if self._compiled:
+                self._memory.share_programs()
             self._ids = np.zeros(spare + 1, np.int32)
         return self._memory
