@@ -12,7 +12,6 @@ from torch_bridge.nf4 import build, kernel
 from torch_bridge.nf4.build import NotBuilt
 
 NVCC = shutil.which("nvcc")
-CAPABILITIES = [(8, 0), (9, 0)] if NVCC else []
 
 SUCCEEDS = """#!/bin/sh
 echo "$@" >> {log}
@@ -32,7 +31,7 @@ def place(tmp_path, monkeypatch) -> Path:
     monkeypatch.setenv("CUDA_HOME", str(tmp_path / "cuda"))
     monkeypatch.setenv("CUDA_PATH", "")
     monkeypatch.setattr(build, "_USUAL", tmp_path / "none")
-    monkeypatch.setenv("PATH", "/bin")
+    monkeypatch.setenv("PATH", str(tmp_path / "none"))
     return tmp_path
 
 
@@ -109,13 +108,15 @@ def test_a_cpu_needs_no_kernel():
     assert kernel.kernel_of(torch.device("cpu")) is None
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("capability", CAPABILITIES)
-def test_the_source_compiles_without_spilled_registers(capability, tmp_path):
-    code = f"-arch=sm_{capability[0]}{capability[1]}"
-    command = [str(NVCC), "-std=c++17", "-O3", "-cubin", code, "-Xptxas", "-v", "-o", str(tmp_path / "out")]
-    done = subprocess.run([*command, str(build.SOURCE)], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    spills = [line for line in done.stderr.splitlines() if "spill" in line]
-    assert spills
-    assert all("0 bytes spill stores, 0 bytes spill loads" in line for line in spills)
+if NVCC:
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("capability", [(8, 0), (9, 0)])
+    def test_the_source_compiles_without_spilled_registers(capability, tmp_path):
+        code = f"-arch=sm_{capability[0]}{capability[1]}"
+        command = [str(NVCC), "-std=c++17", "-O3", "-cubin", code, "-Xptxas", "-v", "-o", str(tmp_path / "out")]
+        done = subprocess.run([*command, str(build.SOURCE)], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        spills = [line for line in done.stderr.splitlines() if "spill" in line]
+        assert spills
+        assert all("0 bytes spill stores, 0 bytes spill loads" in line for line in spills)

@@ -27,6 +27,7 @@ constexpr int CHUNK_BYTES = TILE_ROWS * BLOCK / 2;  // 16 for each lane
 constexpr int TABLE_LINE = 256;
 constexpr int TABLE_BYTES = 256 * TABLE_LINE;
 constexpr int MOST_WARPS = 16;
+constexpr int MOST_CLUSTERED = 8;  // blocks in a cluster on every device that has clusters
 
 // NF4 codes times 1.436715 / 128 in bfloat16. A common factor costs nothing, it is taken out of the sum at the end: this
 // one brings the rounding of the codes from 1.4e-3 to 0.8e-3 (root mean square, normal weights), and by the 128 the sum
@@ -49,7 +50,7 @@ struct Arguments {
     const unsigned char* tiles;  // [ceil(n / 16), ceil(k / 256), TILE_BYTES]
     const __nv_bfloat16* bias;   // [n], or null
     __nv_bfloat16* y;            // [m, n]
-    float* partial;              // [splits, m, n], null for one split
+    float* partial;              // [splits, m, n], null for one split or for clusters
     int m, n, k;
 };
 
@@ -64,6 +65,34 @@ __device__ void wait_for_previous() {
 __device__ void let_next_begin() {
 #if __CUDA_ARCH__ >= 900
     asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
+// The splits of a tile may form a cluster, in which the first one adds up: a barrier in two halves, and a store into its
+// shared memory. What was stored before `arrive` is seen after `wait`.
+__device__ void cluster_arrive() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+#endif
+}
+
+__device__ void cluster_wait() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
+#endif
+}
+
+__device__ void store_in_first(float* own, float value) {
+#if __CUDA_ARCH__ >= 900
+    asm volatile(
+        "{\n"
+        ".reg .b32 there;\n"
+        "mapa.shared::cluster.u32 there, %0, 0;\n"
+        "st.shared::cluster.f32 [there], %1;\n"
+        "}"
+        :
+        : "r"(unsigned(__cvta_generic_to_shared(own))), "f"(value)
+        : "memory");
 #endif
 }
 
@@ -168,28 +197,37 @@ __device__ float finished(float sum, const __nv_bfloat16* bias, int row) {
     return bias ? __fadd_rn(scaled, __bfloat162float(bias[row])) : scaled;
 }
 
-// Adds up what the warps found for one tile, in the order of the warps, and writes it.
+// Adds up `count` lists of a tile's numbers, in order: number i of each.
 template <int GROUPS>
-__device__ void write_tile(const Arguments& a, const float* sums, int warps, int tile) {
+__device__ float added(const float* lists, int count, int i) {
+    float sum = lists[i];
+    for (int w = 1; w < count; ++w) sum = __fadd_rn(sum, lists[w * GROUPS * 128 + i]);
+    return sum;
+}
+
+// Adds up a tile's numbers from `count` warps or splits, and writes them: to y, or as those of one split.
+template <int GROUPS>
+__device__ void write_tile(const Arguments& a, const float* lists, int count, int tile, float* partial) {
     for (int i = threadIdx.x; i < GROUPS * 128; i += blockDim.x) {
-        float sum = sums[i];
-        for (int w = 1; w < warps; ++w) sum = __fadd_rn(sum, sums[w * GROUPS * 128 + i]);
+        const float sum = added<GROUPS>(lists, count, i);
         const int lane = i >> 2 & 31, element = i & 3;
         const int row = tile * TILE_ROWS + (lane >> 2) + 8 * (element >> 1);
         const int column = 8 * (i >> 7) + 2 * (lane & 3) + (element & 1);  // row of x and y
         if (row >= a.n || column >= a.m) continue;
-        if (a.partial)
-            a.partial[(size_t(blockIdx.y) * a.m + column) * a.n + row] = sum;
+        if (partial)
+            partial[(size_t(blockIdx.y) * a.m + column) * a.n + row] = sum;
         else
             a.y[size_t(column) * a.n + row] = __float2bfloat16_rn(finished(sum, a.bias, row));
     }
 }
 
-// GROUPS of 8 rows of x; DEPTH tiles are on their way to a warp while it multiplies another.
-template <int GROUPS, int DEPTH, typename Scale>
+// GROUPS of 8 rows of x; DEPTH tiles are on their way to a warp while it multiplies another. CLUSTERED: the splits are a
+// cluster and y is finished here; its first block adds up a tile while all multiply the next one.
+template <int GROUPS, int DEPTH, typename Scale, bool CLUSTERED>
 __global__ void __launch_bounds__(32 * MOST_WARPS, 1) nf4_rows(const Arguments a) {
     extern __shared__ __align__(16) unsigned char table[];
     float* sums = reinterpret_cast<float*>(table + TABLE_BYTES);  // two of [warps, GROUPS, 32 lanes, 4]
+    float* joined = sums + 2 * (blockDim.x >> 5) * GROUPS * 128;  // two of [splits, GROUPS, 32 lanes, 4]
     const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, warps = blockDim.x >> 5;
     const int slices = (a.k + SLICE - 1) / SLICE, slice = blockIdx.y * warps + warp;
     const int tiles = (a.n + TILE_ROWS - 1) / TILE_ROWS, stride = gridDim.x;
@@ -205,6 +243,7 @@ __global__ void __launch_bounds__(32 * MOST_WARPS, 1) nf4_rows(const Arguments a
         for (int c = 0; c < CHUNKS; ++c) ring[d][c].read(mine + size_t(tile) * slices * TILE_BYTES<Scale>, c, lane);
     }
     fill_table(table);
+    if (CLUSTERED) cluster_arrive();  // waited for before the first store into another block: it must have begun
     let_next_begin();
     wait_for_previous();
 
@@ -224,7 +263,7 @@ __global__ void __launch_bounds__(32 * MOST_WARPS, 1) nf4_rows(const Arguments a
     }
     __syncthreads();
 
-    int parity = 0;
+    int parity = 0, before = -1;
     for (int first = blockIdx.x; first < tiles; first += DEPTH * stride) {
 #pragma unroll
         for (int d = 0; d < DEPTH; ++d) {
@@ -258,9 +297,25 @@ __global__ void __launch_bounds__(32 * MOST_WARPS, 1) nf4_rows(const Arguments a
             // One barrier a tile is enough: who writes these sums again has passed the next tile's barrier, and so
             // has everyone who reads them now.
             __syncthreads();
-            write_tile<GROUPS>(a, here, warps, tile);
+            if (CLUSTERED) {
+                float* lists = joined + parity * gridDim.y * GROUPS * 128;
+                const float* earlier = joined + (parity ^ 1) * gridDim.y * GROUPS * 128;
+                cluster_wait();
+                if (blockIdx.y == 0 && before >= 0) write_tile<GROUPS>(a, earlier, gridDim.y, before, nullptr);
+                for (int i = threadIdx.x; i < GROUPS * 128; i += blockDim.x)
+                    store_in_first(lists + blockIdx.y * GROUPS * 128 + i, added<GROUPS>(here, warps, i));
+                cluster_arrive();
+                before = tile;
+            } else {
+                write_tile<GROUPS>(a, here, warps, tile, a.partial);
+            }
             parity ^= 1;
         }
+    }
+    if (CLUSTERED) {
+        cluster_wait();
+        const float* last = joined + (parity ^ 1) * gridDim.y * GROUPS * 128;
+        if (blockIdx.y == 0) write_tile<GROUPS>(a, last, gridDim.y, before, nullptr);
     }
 }
 
@@ -307,59 +362,77 @@ __global__ void nf4_expand(const unsigned char* tiles, const float* absmax, __nv
 
 constexpr int depth(int groups) { return groups == 1 ? 2 : 1; }  // two rows of x in registers leave room for one tile
 
-constexpr size_t shared_bytes(int groups, int warps) { return TABLE_BYTES + size_t(2) * warps * groups * 512; }
+constexpr size_t shared_bytes(int groups, int warps, int clustered) {
+    return TABLE_BYTES + size_t(2) * (warps + clustered) * groups * 512;
+}
 
-template <typename... Parameters, typename... Values>
-cudaError_t launch(void (*kernel)(Parameters...), dim3 grid, int threads, size_t shared, bool overlap, cudaStream_t on,
-                   Values... values) {
-    cudaLaunchAttribute attribute{};
-    attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    attribute.val.programmaticStreamSerializationAllowed = 1;
+template <typename... Parameters>
+cudaError_t launch(void (*kernel)(Parameters...), dim3 grid, int threads, size_t shared, bool overlap, int clustered,
+                   cudaStream_t on, Parameters... values) {
+    cudaLaunchAttribute attributes[2] = {};
+    attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attributes[0].val.programmaticStreamSerializationAllowed = overlap;
+    attributes[1].id = cudaLaunchAttributeClusterDimension;
+    attributes[1].val.clusterDim = {1, unsigned(std::max(1, clustered)), 1};
     cudaLaunchConfig_t config{};
     config.gridDim = grid;
     config.blockDim = dim3(threads);
     config.dynamicSmemBytes = shared;
     config.stream = on;
-    config.attrs = &attribute;
-    config.numAttrs = overlap ? 1 : 0;
-    return cudaLaunchKernelEx(&config, kernel, Parameters(values)...);
+    config.attrs = overlap ? attributes : attributes + 1;
+    config.numAttrs = int(overlap) + int(clustered > 0);
+    if (clustered) {
+        int resident = 0;
+        const cudaError_t error = cudaOccupancyMaxActiveClusters(&resident, kernel, &config);
+        if (error != cudaSuccess) return error;
+        config.gridDim.x = std::min<int>(grid.x, std::max(1, resident));
+    }
+    return cudaLaunchKernelEx(&config, kernel, values...);
 }
 
 template <int GROUPS, typename Scale>
 cudaError_t launch_rows(const Arguments& a, int warps, int splits, int processors, bool overlap, cudaStream_t on) {
-    const auto kernel = nf4_rows<GROUPS, depth(GROUPS), Scale>;
-    const size_t shared = shared_bytes(GROUPS, warps);
+    const int tiles = (a.n + TILE_ROWS - 1) / TILE_ROWS;
+    if (splits > 1 && !a.partial)
+        return launch(nf4_rows<GROUPS, depth(GROUPS), Scale, true>, dim3(tiles, splits), 32 * warps,
+                      shared_bytes(GROUPS, warps, splits), overlap, splits, on, a);
+    const auto kernel = nf4_rows<GROUPS, depth(GROUPS), Scale, false>;
+    const size_t shared = shared_bytes(GROUPS, warps, 0);
     int resident = 0;
     cudaError_t error = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident, kernel, 32 * warps, shared);
     if (error != cudaSuccess) return error;
-    const int tiles = (a.n + TILE_ROWS - 1) / TILE_ROWS;
     const int blocks = std::min(tiles, std::max(1, processors * resident / splits));
-    error = launch(kernel, dim3(blocks, splits), 32 * warps, shared, overlap, on, a);
+    error = launch(kernel, dim3(blocks, splits), 32 * warps, shared, overlap, 0, on, a);
     if (error != cudaSuccess || splits == 1) return error;
-    return launch(nf4_join, dim3((a.n + 255) / 256, a.m), 256, 0, overlap, on, a, splits);
+    return launch(nf4_join, dim3((a.n + 255) / 256, a.m), 256, 0, overlap, 0, on, a, splits);
 }
 
 template <int GROUPS, typename Scale>
-cudaError_t allow_shared() {
-    return cudaFuncSetAttribute(nf4_rows<GROUPS, depth(GROUPS), Scale>, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                int(shared_bytes(GROUPS, MOST_WARPS)));
+cudaError_t allow_shared(int capability) {
+    const auto name = cudaFuncAttributeMaxDynamicSharedMemorySize;
+    const cudaError_t error = cudaFuncSetAttribute(nf4_rows<GROUPS, depth(GROUPS), Scale, false>, name,
+                                                   int(shared_bytes(GROUPS, MOST_WARPS, 0)));
+    if (error != cudaSuccess || capability < 9) return error;
+    return cudaFuncSetAttribute(nf4_rows<GROUPS, depth(GROUPS), Scale, true>, name,
+                                int(shared_bytes(GROUPS, MOST_WARPS, MOST_CLUSTERED)));
 }
 
 }  // namespace
 
 extern "C" {
 
-// Once for each device, before the first launch on it (and before any capture).
-int nf4_prepare() {
-    const cudaError_t errors[] = {allow_shared<1, __half>(), allow_shared<2, __half>(), allow_shared<1, float>(),
-                                  allow_shared<2, float>()};
+// Once for each device, before the first launch on it (and before any capture); `capability` is the major number.
+int nf4_prepare(int capability) {
+    const cudaError_t errors[] = {allow_shared<1, __half>(capability), allow_shared<2, __half>(capability),
+                                  allow_shared<1, float>(capability), allow_shared<2, float>(capability)};
     for (const cudaError_t error : errors)
         if (error != cudaSuccess) return error;
     return cudaSuccess;
 }
 
 // Scales are of half precision or float32 (scale_bytes 2 or 4); m is 1 to 16; k a multiple of 64; x and tiles begin at
-// multiples of 16 bytes; partial is float32[splits, m, n] where splits > 1; warps * splits slices of 256 cover k.
+// multiples of 16 bytes; warps * splits slices of 256 cover k. Where splits > 1, partial is float32[splits, m, n], or null:
+// then the splits are clusters (from 9.0 on, up to 8).
 int nf4_multiply(const void* x, const void* tiles, const void* bias, void* y, void* partial, int m, int n, int k,
                  int scale_bytes, int warps, int splits, int processors, int overlap, void* stream) {
     const Arguments a{static_cast<const __nv_bfloat16*>(x),    static_cast<const unsigned char*>(tiles),
@@ -376,7 +449,7 @@ int nf4_multiply(const void* x, const void* tiles, const void* bias, void* y, vo
 
 int nf4_expand_weight(const void* tiles, const void* absmax, void* weight, int n, int k, int tile_bytes, void* stream) {
     const dim3 grid((n + TILE_ROWS - 1) / TILE_ROWS, (k + SLICE - 1) / SLICE);
-    return launch(nf4_expand, grid, 32 * CHUNKS, 0, false, static_cast<cudaStream_t>(stream),
+    return launch(nf4_expand, grid, 32 * CHUNKS, 0, false, 0, static_cast<cudaStream_t>(stream),
                   static_cast<const unsigned char*>(tiles), static_cast<const float*>(absmax),
                   static_cast<__nv_bfloat16*>(weight), n, k, tile_bytes);
 }

@@ -1,0 +1,122 @@
+"""The kernel's own source, compiled for the CPU with a thread for every thread of the grid, multiplies right.
+
+Its inline assembly alone is replaced (loads, the matrix instruction, barriers). So addresses, sums, padding and splits
+are tested where there is no GPU; what only a GPU shows is speed and the assembly itself.
+"""
+
+import ctypes
+import platform
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.torch_bridge.test_nf4_layout import SHAPES, by_table, weight
+from torch_bridge.nf4 import layout
+from torch_bridge.nf4.build import SOURCE
+from torch_bridge.nf4.kernel import declared, plan
+
+COMPILER = shutil.which("g++")
+LEAST_VERSION = 12  # has barriers of C++20 and _Float16
+HEADER = Path(__file__).with_name("cuda_on_cpu.h")
+LAST_PLACE = 2.0**-8  # rounding to bfloat16, relative
+REPLACED = {
+    "void wait_for_previous()": "",
+    "void let_next_begin()": "",
+    "void cluster_arrive()": "cpu_cluster_arrive();",
+    "void cluster_wait()": "cpu_cluster_wait();",
+    "void store_in_first(": "cpu_store_in_first(own, value);",
+    "uint4 stream(": "return *at;",
+    "uint2 stream(": "return *at;",
+    "unsigned stream(": "return *at;",
+    "uint4 fresh(": "return *at;",
+    "void multiply_add(": "cpu_multiply_add(d, a, b0, b1);",
+}
+SHARED = "extern __shared__ __align__(16) unsigned char table[];"
+
+
+def compiles() -> bool:
+    """Whether there is a compiler that knows the header's C++; these tests exist only where there is."""
+    if COMPILER is None or platform.system() != "Linux" or platform.machine() != "x86_64":
+        return False
+    told = subprocess.run([COMPILER, "-dumpversion"], capture_output=True, text=True).stdout.split(".")[0]
+    return told.strip().isdigit() and int(told) >= LEAST_VERSION
+
+
+def for_cpu(source: str) -> str:
+    """The source with the bodies of its functions in assembly replaced."""
+    for signature, body in REPLACED.items():
+        begin = source.index("{", source.index(f"__device__ {signature}"))
+        end = source.index("\n}\n", begin)
+        source = f"{source[:begin]}{{ {body} {source[end + 1 :]}"
+    assert "asm" not in source
+    assert SHARED in source
+    return source.replace(SHARED, "unsigned char* const table = on_cpu::block->memory();")
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory) -> Any:
+    folder = tmp_path_factory.mktemp("cpu")
+    (folder / "kernel.cpp").write_text(for_cpu(SOURCE.read_text(encoding="utf-8")))
+    for name in ("cuda_bf16.h", "cuda_fp16.h", "cuda_runtime.h"):
+        (folder / name).write_text(f'#include "{HEADER}"\n')
+    flags = ["-std=c++20", "-O1", "-fno-strict-aliasing", "-ffp-contract=off", "-w", "-shared", "-fPIC", "-pthread"]
+    command = [str(COMPILER), *flags, "-I", str(folder), "-o", str(folder / "kernel.so"), str(folder / "kernel.cpp")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found = declared(ctypes.CDLL(str(folder / "kernel.so")))
+    assert found.nf4_prepare(9) == 0
+    return found
+
+
+def multiply(library: Any, x: Tensor, tiles: Tensor, bias: Tensor | None, rows: int, clustered: bool = False) -> Tensor:
+    """y, in memory that held NaN; the device has as many processors as the weight has splits."""
+    (count, columns), chosen = x.shape, plan(x.shape[1])
+    y = torch.full((count, rows), float("nan"), dtype=torch.bfloat16)
+    partial = torch.full((chosen.splits, count, rows), float("nan"))
+    code = library.nf4_multiply(
+        *(x.data_ptr(), tiles.data_ptr(), None if bias is None else bias.data_ptr(), y.data_ptr()),
+        None if clustered or chosen.splits == 1 else partial.data_ptr(),
+        *(count, rows, columns, layout.tile_dtype(tiles).itemsize, chosen.warps, chosen.splits, chosen.splits, 1, None),
+    )
+    assert code == 0
+    return y
+
+
+if compiles():
+
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+    @pytest.mark.parametrize("shape", [*SHAPES, (112, 256)])
+    def test_the_source_multiplies_right_and_a_row_keeps_its_bits(library, shape, dtype):
+        codes, scales = weight(shape, dtype)
+        tiles, dense = layout.pack(codes, scales, shape, dtype), by_table(codes, scales, shape)
+        x, bias = torch.randn(16, shape[1]).bfloat16(), torch.randn(shape[0]).bfloat16()
+        full = multiply(library, x, tiles, None, shape[0])
+        expected = x.double() @ dense.T
+        assert ((full.double() - expected).abs() <= LAST_PLACE * expected.abs() + 1e-5).all()
+        for count in (1, 8, 9):
+            assert torch.equal(multiply(library, x[:count], tiles, None, shape[0]), full[:count])
+        found, expected = multiply(library, x, tiles, bias, shape[0]).double(), expected + bias.double()
+        assert ((found - expected).abs() <= LAST_PLACE * expected.abs() + 1e-5).all()
+
+    @pytest.mark.parametrize("count", [3, 16])
+    def test_clusters_give_the_bits_of_the_second_launch(library, count):
+        shape = 72, 17 * 256
+        codes, scales = weight(shape)
+        tiles = layout.pack(codes, scales, shape, torch.float16)
+        x, bias = torch.randn(count, shape[1]).bfloat16(), torch.randn(shape[0]).bfloat16()
+        expected = multiply(library, x, tiles, bias, shape[0])
+        assert torch.equal(multiply(library, x, tiles, bias, shape[0], clustered=True), expected)
+
+    @pytest.mark.parametrize("shape", SHAPES)
+    def test_the_source_expands_the_weight(library, shape):
+        codes, scales = weight(shape, torch.float32)
+        tiles = layout.pack(codes, scales, shape, torch.float16)
+        found = torch.full(shape, float("nan"), dtype=torch.bfloat16)
+        addresses = tiles.data_ptr(), scales.data_ptr(), found.data_ptr()
+        assert library.nf4_expand_weight(*addresses, *shape, tiles.shape[-1], None) == 0
+        assert torch.equal(found, layout.dequantise(codes, scales, shape).bfloat16())
