@@ -9,7 +9,6 @@ from tests.torch_bridge.fake_pair import PADDED, WIDTH, FakeVLM, fake_clip, fake
 from torch_bridge.drafter import TorchLane
 from torch_bridge.fused_projections import fuse
 from torch_bridge.static_memory import few_layer
-from torch_bridge.static_passes import finish
 from torch_bridge.static_session import StaticSession
 from torch_bridge.verifier import SharedVerifier, TorchVerifier
 from torch_bridge.vlm import Session
@@ -210,14 +209,15 @@ def test_one_program_serves_all_layers_and_one_length_is_one_program():
         few_layer, dynamic=False, fullgraph=True, backend=lambda graph, inputs: traced.append(graph) or graph.forward
     )
     for vlm, room in ((fake_target(), ROOM), (fake_drafter(), 8 * ROOM)):
-        static = StaticSession(vlm, room=room, lengths=(1, 3), compiled=True)
+        static = StaticSession(vlm, room=room, lengths=(1, 3), compiled=False)
         static._padded = True  # as on a GPU
         expected = Session(vlm)
         visual = expected.encode(PROMPTS[0].clip)
         for session in (expected, static):
             session.prefill(PROMPTS[0].question, visual)
+        static._held().share_programs()
         for length in static.lengths:
-            static._pass(length)._layer, static._pass(length)._finish = program, finish
+            static._pass(length)._layer = program
         for ids in ([4], [5, 6], [7, 8, 9], [10], [11, 12]):
             torch.testing.assert_close(static.verify(ids), expected.verify(ids), **CLOSE)
         assert len(traced) == len(static.lengths)
