@@ -57,11 +57,11 @@ def test_a_library_is_compiled_once(place):
 
 def test_another_architecture_source_or_torch_is_another_library(place, monkeypatch):
     keys = {build.key((9, 0)), build.key((8, 0))}
-    other = place / "kernel.cu"
+    other = place / "other.cuh"
     other.write_text("// other")
     monkeypatch.setattr(torch, "__version__", "0.0")
     keys.add(build.key((9, 0)))
-    monkeypatch.setattr(build, "SOURCE", other)
+    monkeypatch.setattr(build, "SOURCES", (build.SOURCES[0], other))
     keys.add(build.key((9, 0)))
     assert len(keys) == 4
 
@@ -115,7 +115,7 @@ if NVCC:
     def test_the_source_compiles_without_spilled_registers(capability, tmp_path):
         code = f"-arch=sm_{capability[0]}{capability[1]}"
         command = [str(NVCC), "-std=c++17", "-O3", "-cubin", code, "-Xptxas", "-v", "-o", str(tmp_path / "out")]
-        done = subprocess.run([*command, str(build.SOURCE)], capture_output=True, text=True)
+        done = subprocess.run([*command, str(build.SOURCES[0])], capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         spills = [line for line in done.stderr.splitlines() if "spill" in line]
         assert spills

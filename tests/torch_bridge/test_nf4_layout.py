@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tests.torch_bridge.nf4_lanes import emulate
 from torch_bridge.nf4 import layout
-from torch_bridge.nf4.build import SOURCE
+from torch_bridge.nf4.build import SOURCES
 from torch_bridge.nf4.kernel import MOST_WARPS, plan
 
 # Whole tiles; ragged rows; ragged columns; less than a tile; two splits of nine warps, the last without columns.
@@ -120,7 +120,7 @@ def test_a_plan_covers_all_columns_with_no_more_warps_than_fit():
 
 
 def test_the_kernels_constants_are_those_of_the_layout():
-    source = SOURCE.read_text(encoding="utf-8")
+    source = "".join(path.read_text(encoding="utf-8") for path in SOURCES)
 
     def integer(name: str) -> int:
         found = re.search(rf"constexpr int {name} = (\d+);", source)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from tests.torch_bridge.test_nf4_layout import SHAPES, by_table, weight
 from torch_bridge.nf4 import layout
-from torch_bridge.nf4.build import SOURCE
+from torch_bridge.nf4.build import SOURCES
 from torch_bridge.nf4.kernel import declared, plan
 
 COMPILER = shutil.which("g++")
@@ -47,8 +47,10 @@ def compiles() -> bool:
     return told.strip().isdigit() and int(told) >= LEAST_VERSION
 
 
-def for_cpu(source: str) -> str:
-    """The source with the bodies of its functions in assembly replaced."""
+def for_cpu() -> str:
+    """The source as one file, with the bodies of its functions in assembly replaced."""
+    main, included = (path.read_text(encoding="utf-8") for path in SOURCES)
+    source = main.replace(f'#include "{SOURCES[1].name}"', included.replace("#pragma once", ""))
     for signature, body in REPLACED.items():
         begin = source.index("{", source.index(f"__device__ {signature}"))
         end = source.index("\n}\n", begin)
@@ -61,7 +63,7 @@ def for_cpu(source: str) -> str:
 @pytest.fixture(scope="module")
 def library(tmp_path_factory) -> Any:
     folder = tmp_path_factory.mktemp("cpu")
-    (folder / "kernel.cpp").write_text(for_cpu(SOURCE.read_text(encoding="utf-8")))
+    (folder / "kernel.cpp").write_text(for_cpu())
     for name in ("cuda_bf16.h", "cuda_fp16.h", "cuda_runtime.h"):
         (folder / name).write_text(f'#include "{HEADER}"\n')
     flags = ["-std=c++20", "-O1", "-fno-strict-aliasing", "-ffp-contract=off", "-w", "-shared", "-fPIC", "-pthread"]

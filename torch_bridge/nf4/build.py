@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-SOURCE = Path(__file__).with_name("kernel.cu")
+SOURCES = tuple(Path(__file__).with_name(name) for name in ("kernel.cu", "lanes.cuh"))  # the first includes the others
 LEAST_CAPABILITY = (8, 0)  # products of bfloat16
 _FLAGS = ("-std=c++17", "-O3", "-shared", "-Xcompiler", "-fPIC")
 _USUAL = Path("/usr/local/cuda")
@@ -44,7 +44,7 @@ def build(capability: tuple[int, int]) -> Path:
 
 def key(capability: tuple[int, int]) -> str:
     """What a library depends on: source, flags, architecture and torch's version, hashed."""
-    parts = (SOURCE.read_text(encoding="utf-8"), *_FLAGS, str(capability), torch.__version__)
+    parts = (*(path.read_text(encoding="utf-8") for path in SOURCES), *_FLAGS, str(capability), torch.__version__)
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
 
@@ -75,7 +75,7 @@ def _compile(nvcc: Path, capability: tuple[int, int], path: Path) -> None:
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         made = Path(folder) / path.name
         code = f"arch=compute_{architecture},code=sm_{architecture}"
-        command = [str(nvcc), *_FLAGS, "-gencode", code, "-o", str(made), str(SOURCE)]
+        command = [str(nvcc), *_FLAGS, "-gencode", code, "-o", str(made), str(SOURCES[0])]
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=_PATIENCE)
         except subprocess.TimeoutExpired:
