@@ -131,7 +131,8 @@ def test_scales_that_half_precision_does_not_hold_stay_exact():
     assert relative(model(x), x.double() @ dense.T) < 2.5e-3
 
 
-def test_fused_layers_compile_into_one_graph():
+@pytest.mark.parametrize("count", [3, 20])
+def test_fused_layers_compile_into_one_graph(count):
     model = llama()
     fuse_nf4(model)
     block = model.layers[0].self_attn
@@ -139,7 +140,7 @@ def test_fused_layers_compile_into_one_graph():
     def both(x: Tensor) -> Tensor:
         return torch.cat([*parallel_of(block)(x), block.o_proj(x)], -1)  # pyright: ignore[reportOptionalCall]
 
-    x = torch.randn(1, 3, 128).bfloat16()
+    x = torch.randn(1, count, 128).bfloat16()
     compiled = torch.compile(both, fullgraph=True, backend="aot_eager")
     with torch.no_grad():
         assert torch.equal(compiled(x), both(x))

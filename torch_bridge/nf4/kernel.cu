@@ -247,7 +247,9 @@ int nf4_prepare(int capability) {
                                   allow_shared<1, float>(capability), allow_shared<2, float>(capability)};
     for (const cudaError_t error : errors)
         if (error != cudaSuccess) return error;
-    return cudaSuccess;
+    cudaFuncAttributes asked;  // asking loads a kernel, which a capture might not allow
+    const cudaError_t error = cudaFuncGetAttributes(&asked, nf4_matmul_sum);
+    return error != cudaSuccess ? error : cudaFuncGetAttributes(&asked, nf4_matmul_expand);
 }
 
 // Scales are of half precision or float32 (scale_bytes 2 or 4); m is 1 to 16; k a multiple of 64; x and tiles begin at
