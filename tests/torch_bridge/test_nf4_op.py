@@ -103,9 +103,12 @@ def test_the_operations_are_known_to_torch():
     tiles, _ = packed((32, 256))
     x, bias = torch.randn(3, 256).bfloat16(), torch.randn(32).bfloat16()
     tests = ("test_schema", "test_faketensor")
-    torch.library.opcheck(nf4_matmul, (x, tiles, bias, 32), test_utils=tests)
-    torch.library.opcheck(nf4_matmul, (x[None], tiles, None, 32), test_utils=tests)
-    torch.library.opcheck(nf4_expand, (tiles, torch.rand(32 * 4), 32, 256), test_utils=tests)
+    for operation, given in (
+        (nf4_matmul, (x, tiles, bias, 32)),
+        (nf4_matmul, (x[None], tiles, None, 32)),
+        (nf4_expand, (tiles, torch.rand(32 * 4), 32, 256)),
+    ):
+        assert torch.library.opcheck(operation, given, test_utils=tests) == dict.fromkeys(tests, "SUCCESS")
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from xmsd_jax.decoding.adaptive_walk import walk_seconds
 from xmsd_jax.decoding.cost import GammaChoice, Parts, baseline, best_gamma, predict
 from xmsd_jax.decoding.trace import Trace
 from xmsd_jax.metrics.acceptance import Anchors
-from xmsd_jax.metrics.counted import speed_up
+from xmsd_jax.metrics.counted import Estimate, speed_up
 from xmsd_jax.pipeline.expected import Expected
 from xmsd_jax.pipeline.rows import DraftRow
 from xmsd_jax.report.rows import UNITS
@@ -137,21 +137,9 @@ def shortened(anchors: Anchors, gamma: int) -> Anchors:
 
 def gamma_row(row: DraftRow, choice: GammaChoice, settings: Mapping[str, Any], plain: str = PLAIN) -> Row:
     """The curve over gamma as one row: its value is that of the best gamma."""
-    top = choice.speedups[choice.best]
     curve = [choice.speedups[gamma].value for gamma in sorted(choice.speedups)]
     lists = {"gammas": sorted(choice.speedups), "values": curve, "best": choice.best}
-    return Row(
-        row=row.name,
-        metric="speedup_by_gamma",
-        value=top.value,
-        low=top.low,
-        high=top.high,
-        n=top.n,
-        unit="x",
-        baseline=plain,
-        kind="predicted",
-        settings={**settings, **lists},
-    )
+    return _speedup_row(row, "speedup_by_gamma", choice.speedups[choice.best], plain, {**settings, **lists})
 
 
 def auto_row(
@@ -160,9 +148,13 @@ def auto_row(
     """The predicted speed-up of a row that chooses its draft lengths."""
     whole = np.sum(list(predicted_parts(parts, expected).values()), axis=0)
     top = speed_up(baseline(parts, expected.target_len), whole, sequences=sequences)
+    return _speedup_row(expected.row, "speedup", top, plain, {**settings, "gamma": "auto"})
+
+
+def _speedup_row(row: DraftRow, metric: str, top: Estimate, plain: str, settings: Mapping[str, Any]) -> Row:
     return Row(
-        row=expected.row.name,
-        metric="speedup",
+        row=row.name,
+        metric=metric,
         value=top.value,
         low=top.low,
         high=top.high,
@@ -170,5 +162,5 @@ def auto_row(
         unit="x",
         baseline=plain,
         kind="predicted",
-        settings={**settings, "gamma": "auto"},
+        settings=settings,
     )
