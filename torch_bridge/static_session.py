@@ -57,7 +57,8 @@ class StaticSession(Session):
         super().__init__(vlm)
         if room < 1 or not all(1 <= length <= MOST_TOKENS for length in lengths):
             raise ConfigError(
-                f"a static cache has room for 1 token or more and passes of 1..{MOST_TOKENS}, got {room}, {lengths}"
+                f"engine.lengths: passes of 1 to {MOST_TOKENS} tokens are captured, over a cache with room for 1 token "
+                f"or more; got {list(lengths)} and {room}"
             )
         on_gpu = vlm.device.type == "cuda"
         self.capacity, self.exact = room, exact
