@@ -1,5 +1,5 @@
 // What kernel.cu uses of CUDA, for a C++20 compiler: a thread for each thread of a grid, barriers for its barriers.
-// Blocks run one after the other, those of a cluster together. Shared memory begins as NaN.
+// Blocks run one after the other. Shared memory begins as NaN.
 #pragma once
 #include <barrier>
 #include <cmath>
@@ -7,7 +7,6 @@
 #include <cstdint>
 #include <cstring>
 #include <memory>
-#include <optional>
 #include <thread>
 #include <vector>
 
@@ -73,19 +72,10 @@ struct Block {
     unsigned char* memory() { return reinterpret_cast<unsigned char*>(shared.data()); }
 };
 inline thread_local Block* block;
-inline thread_local Block* first;  // of the cluster
-inline thread_local std::barrier<>* cluster;
-inline thread_local std::optional<std::barrier<>::arrival_token> arrived;
 }  // namespace on_cpu
 
 inline thread_local dim3 threadIdx, blockIdx, blockDim, gridDim;
 inline void __syncthreads() { on_cpu::block->gate.arrive_and_wait(); }
-inline void cpu_cluster_arrive() { on_cpu::arrived.emplace(on_cpu::cluster->arrive()); }
-inline void cpu_cluster_wait() { on_cpu::cluster->wait(std::move(*on_cpu::arrived)); }
-inline void cpu_store_in_first(float* own, float value) {
-    const auto offset = reinterpret_cast<unsigned char*>(own) - on_cpu::block->memory();
-    *reinterpret_cast<float*>(on_cpu::first->memory() + offset) = value;
-}
 
 // mma.m16n8k16 as the PTX manual lays its registers out; terms are added in float64, in order.
 inline void cpu_multiply_add(float (&d)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
@@ -111,13 +101,12 @@ inline void cpu_multiply_add(float (&d)[4], const unsigned (&a)[4], unsigned b0,
 
 using cudaError_t = int;
 using cudaStream_t = void*;
-enum { cudaSuccess, cudaLaunchAttributeProgrammaticStreamSerialization, cudaLaunchAttributeClusterDimension };
+enum { cudaSuccess, cudaLaunchAttributeProgrammaticStreamSerialization };
 enum { cudaFuncAttributeMaxDynamicSharedMemorySize };
 struct cudaLaunchAttribute {
     int id;
     struct {
         int programmaticStreamSerializationAllowed;
-        struct { unsigned x, y, z; } clusterDim;
     } val;
 };
 struct cudaLaunchConfig_t {
@@ -138,32 +127,19 @@ cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* found, Kernel, in
     *found = 1;
     return cudaSuccess;
 }
-template <typename Kernel>
-cudaError_t cudaOccupancyMaxActiveClusters(int* found, Kernel, const cudaLaunchConfig_t*) {
-    *found = 1;
-    return cudaSuccess;
-}
 
 template <typename... Parameters>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...), Parameters... values) {
-    unsigned together = 1;
-    for (unsigned i = 0; i < config->numAttrs; ++i)
-        if (config->attrs[i].id == cudaLaunchAttributeClusterDimension) together = config->attrs[i].val.clusterDim.y;
     const unsigned threads = config->blockDim.x;
-    for (unsigned y = 0; y < config->gridDim.y; y += together) {
+    for (unsigned y = 0; y < config->gridDim.y; ++y) {
         for (unsigned x = 0; x < config->gridDim.x; ++x) {
-            std::barrier<> gate(threads * together);
-            std::vector<std::unique_ptr<on_cpu::Block>> blocks;
+            on_cpu::Block block(threads, config->dynamicSmemBytes);
             std::vector<std::thread> running;
-            for (unsigned c = 0; c < together; ++c)
-                blocks.push_back(std::make_unique<on_cpu::Block>(threads, config->dynamicSmemBytes));
-            for (unsigned i = 0; i < threads * together; ++i)
+            for (unsigned i = 0; i < threads; ++i)
                 running.emplace_back([&, i] {
-                    on_cpu::block = blocks[i / threads].get();
-                    on_cpu::first = blocks[0].get();
-                    on_cpu::cluster = &gate;
-                    threadIdx = dim3(i % threads);
-                    blockIdx = dim3(x, y + i / threads);
+                    on_cpu::block = &block;
+                    threadIdx = dim3(i);
+                    blockIdx = dim3(x, y);
                     blockDim = config->blockDim;
                     gridDim = config->gridDim;
                     kernel(values...);

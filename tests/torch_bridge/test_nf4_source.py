@@ -27,9 +27,6 @@ LAST_PLACE = 2.0**-8  # rounding to bfloat16, relative
 REPLACED = {
     "void wait_for_previous()": "",
     "void let_next_begin()": "",
-    "void cluster_arrive()": "cpu_cluster_arrive();",
-    "void cluster_wait()": "cpu_cluster_wait();",
-    "void store_in_first(": "cpu_store_in_first(own, value);",
     "uint4 stream(": "return *at;",
     "uint2 stream(": "return *at;",
     "unsigned stream(": "return *at;",
@@ -71,18 +68,18 @@ def library(tmp_path_factory) -> Any:
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     found = declared(ctypes.CDLL(str(folder / "kernel.so")))
-    assert found.nf4_prepare(9) == 0
+    assert found.nf4_prepare() == 0
     return found
 
 
-def multiply(library: Any, x: Tensor, tiles: Tensor, bias: Tensor | None, rows: int, clustered: bool = False) -> Tensor:
+def multiply(library: Any, x: Tensor, tiles: Tensor, bias: Tensor | None, rows: int) -> Tensor:
     """y, in memory that held NaN; the device has as many processors as the weight has splits."""
     (count, columns), chosen = x.shape, plan(x.shape[1])
     y = torch.full((count, rows), float("nan"), dtype=torch.bfloat16)
     partial = torch.full((chosen.splits, count, rows), float("nan"))
     code = library.nf4_multiply(
         *(x.data_ptr(), tiles.data_ptr(), None if bias is None else bias.data_ptr(), y.data_ptr()),
-        None if clustered or chosen.splits == 1 else partial.data_ptr(),
+        None if chosen.splits == 1 else partial.data_ptr(),
         *(count, rows, columns, layout.tile_dtype(tiles).itemsize, chosen.warps, chosen.splits, chosen.splits, 1, None),
     )
     assert code == 0
@@ -104,15 +101,6 @@ if compiles():
             assert torch.equal(multiply(library, x[:count], tiles, None, shape[0]), full[:count])
         found, expected = multiply(library, x, tiles, bias, shape[0]).double(), expected + bias.double()
         assert ((found - expected).abs() <= LAST_PLACE * expected.abs() + 1e-5).all()
-
-    @pytest.mark.parametrize("count", [3, 16])
-    def test_clusters_give_the_bits_of_the_second_launch(library, count):
-        shape = 72, 17 * 256
-        codes, scales = weight(shape)
-        tiles = layout.pack(codes, scales, shape, torch.float16)
-        x, bias = torch.randn(count, shape[1]).bfloat16(), torch.randn(shape[0]).bfloat16()
-        expected = multiply(library, x, tiles, bias, shape[0])
-        assert torch.equal(multiply(library, x, tiles, bias, shape[0], clustered=True), expected)
 
     @pytest.mark.parametrize("shape", SHAPES)
     def test_the_source_expands_the_weight(library, shape):

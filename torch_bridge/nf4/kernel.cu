@@ -17,37 +17,28 @@
 
 namespace {
 
-// Adds up `count` lists of a tile's numbers, in order: number i of each.
+// Adds up a tile's numbers of all warps, in order, and writes them: to y, or as those of one split.
 template <int GROUPS>
-__device__ float added(const float* lists, int count, int i) {
-    float sum = lists[i];
-    for (int w = 1; w < count; ++w) sum = __fadd_rn(sum, lists[w * GROUPS * 128 + i]);
-    return sum;
-}
-
-// Adds up a tile's numbers from `count` warps or splits, and writes them: to y, or as those of one split.
-template <int GROUPS>
-__device__ void write_tile(const Arguments& a, const float* lists, int count, int tile, float* partial) {
+__device__ void write_tile(const Arguments& a, const float* lists, int warps, int tile) {
     for (int i = threadIdx.x; i < GROUPS * 128; i += blockDim.x) {
-        const float sum = added<GROUPS>(lists, count, i);
+        float sum = lists[i];
+        for (int w = 1; w < warps; ++w) sum = __fadd_rn(sum, lists[w * GROUPS * 128 + i]);
         const int lane = i >> 2 & 31, element = i & 3;
         const int row = tile * TILE_ROWS + (lane >> 2) + 8 * (element >> 1);
         const int column = 8 * (i >> 7) + 2 * (lane & 3) + (element & 1);  // row of x and y
         if (row >= a.n || column >= a.m) continue;
-        if (partial)
-            partial[(size_t(blockIdx.y) * a.m + column) * a.n + row] = sum;
+        if (a.partial)
+            a.partial[(size_t(blockIdx.y) * a.m + column) * a.n + row] = sum;
         else
             a.y[size_t(column) * a.n + row] = __float2bfloat16_rn(finished(sum, a.bias, row));
     }
 }
 
-// GROUPS of 8 rows of x; DEPTH tiles are on their way to a warp while it multiplies another. CLUSTERED: the splits are a
-// cluster and y is finished here; its first block adds up a tile while all multiply the next one.
-template <int GROUPS, int DEPTH, typename Scale, bool CLUSTERED>
+// GROUPS of 8 rows of x; DEPTH tiles are on their way to a warp while it multiplies another.
+template <int GROUPS, int DEPTH, typename Scale>
 __global__ void __launch_bounds__(32 * MOST_WARPS, 1) nf4_matmul_rows(const Arguments a) {
     extern __shared__ __align__(16) unsigned char table[];
     float* sums = reinterpret_cast<float*>(table + TABLE_BYTES);  // two of [warps, GROUPS, 32 lanes, 4]
-    float* joined = sums + 2 * (blockDim.x >> 5) * GROUPS * 128;  // two of [splits, GROUPS, 32 lanes, 4]
     const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, warps = blockDim.x >> 5;
     const int slices = (a.k + SLICE - 1) / SLICE, slice = blockIdx.y * warps + warp;
     const int tiles = (a.n + TILE_ROWS - 1) / TILE_ROWS, stride = gridDim.x;
@@ -63,7 +54,6 @@ __global__ void __launch_bounds__(32 * MOST_WARPS, 1) nf4_matmul_rows(const Argu
         for (int c = 0; c < CHUNKS; ++c) ring[d][c].read(mine + size_t(tile) * slices * TILE_BYTES<Scale>, c, lane);
     }
     fill_table(table);
-    if (CLUSTERED) cluster_arrive();  // waited for before the first store into another block: it must have begun
     let_next_begin();
     wait_for_previous();
 
@@ -83,7 +73,7 @@ __global__ void __launch_bounds__(32 * MOST_WARPS, 1) nf4_matmul_rows(const Argu
     }
     __syncthreads();
 
-    int parity = 0, before = -1;
+    int parity = 0;
     for (int first = blockIdx.x; first < tiles; first += DEPTH * stride) {
 #pragma unroll
         for (int d = 0; d < DEPTH; ++d) {
@@ -117,25 +107,9 @@ __global__ void __launch_bounds__(32 * MOST_WARPS, 1) nf4_matmul_rows(const Argu
             // One barrier a tile is enough: who writes these sums again has passed the next tile's barrier, and so
             // has everyone who reads them now.
             __syncthreads();
-            if (CLUSTERED) {
-                float* lists = joined + parity * gridDim.y * GROUPS * 128;
-                const float* earlier = joined + (parity ^ 1) * gridDim.y * GROUPS * 128;
-                cluster_wait();
-                if (blockIdx.y == 0 && before >= 0) write_tile<GROUPS>(a, earlier, gridDim.y, before, nullptr);
-                for (int i = threadIdx.x; i < GROUPS * 128; i += blockDim.x)
-                    store_in_first(lists + blockIdx.y * GROUPS * 128 + i, added<GROUPS>(here, warps, i));
-                cluster_arrive();
-                before = tile;
-            } else {
-                write_tile<GROUPS>(a, here, warps, tile, a.partial);
-            }
+            write_tile<GROUPS>(a, here, warps, tile);
             parity ^= 1;
         }
-    }
-    if (CLUSTERED) {
-        cluster_wait();
-        const float* last = joined + (parity ^ 1) * gridDim.y * GROUPS * 128;
-        if (blockIdx.y == 0) write_tile<GROUPS>(a, last, gridDim.y, before, nullptr);
     }
 }
 
@@ -182,69 +156,52 @@ __global__ void nf4_matmul_expand(const unsigned char* tiles, const float* absma
 
 constexpr int depth(int groups) { return groups == 1 ? 2 : 1; }  // two rows of x in registers leave room for one tile
 
-constexpr size_t shared_bytes(int groups, int warps, int clustered) {
-    return TABLE_BYTES + size_t(2) * (warps + clustered) * groups * 512;
-}
+constexpr size_t shared_bytes(int groups, int warps) { return TABLE_BYTES + size_t(2) * warps * groups * 512; }
 
 template <typename... Parameters>
-cudaError_t launch(void (*kernel)(Parameters...), dim3 grid, int threads, size_t shared, bool overlap, int clustered,
-                   cudaStream_t on, Parameters... values) {
-    cudaLaunchAttribute attributes[2] = {};
-    attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    attributes[0].val.programmaticStreamSerializationAllowed = overlap;
-    attributes[1].id = cudaLaunchAttributeClusterDimension;
-    attributes[1].val.clusterDim = {1, unsigned(std::max(1, clustered)), 1};
+cudaError_t launch(void (*kernel)(Parameters...), dim3 grid, int threads, size_t shared, bool overlap, cudaStream_t on,
+                   Parameters... values) {
+    cudaLaunchAttribute attribute{};
+    attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attribute.val.programmaticStreamSerializationAllowed = overlap;
     cudaLaunchConfig_t config{};
     config.gridDim = grid;
     config.blockDim = dim3(threads);
     config.dynamicSmemBytes = shared;
     config.stream = on;
-    config.attrs = overlap ? attributes : attributes + 1;
-    config.numAttrs = int(overlap) + int(clustered > 0);
-    if (clustered) {
-        int resident = 0;
-        const cudaError_t error = cudaOccupancyMaxActiveClusters(&resident, kernel, &config);
-        if (error != cudaSuccess) return error;
-        config.gridDim.x = std::min<int>(grid.x, std::max(1, resident));
-    }
+    config.attrs = &attribute;
+    config.numAttrs = overlap;
     return cudaLaunchKernelEx(&config, kernel, values...);
 }
 
 template <int GROUPS, typename Scale>
 cudaError_t launch_rows(const Arguments& a, int warps, int splits, int processors, bool overlap, cudaStream_t on) {
-    const int tiles = (a.n + TILE_ROWS - 1) / TILE_ROWS;
-    if (splits > 1 && !a.partial)
-        return launch(nf4_matmul_rows<GROUPS, depth(GROUPS), Scale, true>, dim3(tiles, splits), 32 * warps,
-                      shared_bytes(GROUPS, warps, splits), overlap, splits, on, a);
-    const auto kernel = nf4_matmul_rows<GROUPS, depth(GROUPS), Scale, false>;
-    const size_t shared = shared_bytes(GROUPS, warps, 0);
+    const auto kernel = nf4_matmul_rows<GROUPS, depth(GROUPS), Scale>;
+    const size_t shared = shared_bytes(GROUPS, warps);
     int resident = 0;
     cudaError_t error = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident, kernel, 32 * warps, shared);
     if (error != cudaSuccess) return error;
+    const int tiles = (a.n + TILE_ROWS - 1) / TILE_ROWS;
     const int blocks = std::min(tiles, std::max(1, processors * resident / splits));
-    error = launch(kernel, dim3(blocks, splits), 32 * warps, shared, overlap, 0, on, a);
+    error = launch(kernel, dim3(blocks, splits), 32 * warps, shared, overlap, on, a);
     if (error != cudaSuccess || splits == 1) return error;
-    return launch(nf4_matmul_sum, dim3((a.n + 255) / 256, a.m), 256, 0, overlap, 0, on, a, splits);
+    return launch(nf4_matmul_sum, dim3((a.n + 255) / 256, a.m), 256, 0, overlap, on, a, splits);
 }
 
 template <int GROUPS, typename Scale>
-cudaError_t allow_shared(int capability) {
-    const auto name = cudaFuncAttributeMaxDynamicSharedMemorySize;
-    const cudaError_t error = cudaFuncSetAttribute(nf4_matmul_rows<GROUPS, depth(GROUPS), Scale, false>, name,
-                                                   int(shared_bytes(GROUPS, MOST_WARPS, 0)));
-    if (error != cudaSuccess || capability < 9) return error;
-    return cudaFuncSetAttribute(nf4_matmul_rows<GROUPS, depth(GROUPS), Scale, true>, name,
-                                int(shared_bytes(GROUPS, MOST_WARPS, MOST_CLUSTERED)));
+cudaError_t allow_shared() {
+    return cudaFuncSetAttribute(nf4_matmul_rows<GROUPS, depth(GROUPS), Scale>,
+                                cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared_bytes(GROUPS, MOST_WARPS)));
 }
 
 }  // namespace
 
 extern "C" {
 
-// Once for each device, before the first launch on it (and before any capture); `capability` is the major number.
-int nf4_prepare(int capability) {
-    const cudaError_t errors[] = {allow_shared<1, __half>(capability), allow_shared<2, __half>(capability),
-                                  allow_shared<1, float>(capability), allow_shared<2, float>(capability)};
+// Once for each device, before the first launch on it (and before any capture).
+int nf4_prepare() {
+    const cudaError_t errors[] = {allow_shared<1, __half>(), allow_shared<2, __half>(), allow_shared<1, float>(),
+                                  allow_shared<2, float>()};
     for (const cudaError_t error : errors)
         if (error != cudaSuccess) return error;
     cudaFuncAttributes asked;  // asking loads a kernel, which a capture might not allow
@@ -253,8 +210,8 @@ int nf4_prepare(int capability) {
 }
 
 // Scales are of half precision or float32 (scale_bytes 2 or 4); m is 1 to 16; k a multiple of 64; x and tiles begin at
-// multiples of 16 bytes; warps * splits slices of 256 cover k. Where splits > 1, partial is float32[splits, m, n], or null:
-// then the splits are clusters (from 9.0 on, up to 8).
+// multiples of 16 bytes; warps * splits slices of 256 cover k. Where splits > 1, partial is float32[splits, m, n], else
+// null.
 int nf4_multiply(const void* x, const void* tiles, const void* bias, void* y, void* partial, int m, int n, int k,
                  int scale_bytes, int warps, int splits, int processors, int overlap, void* stream) {
     const Arguments a{static_cast<const __nv_bfloat16*>(x),    static_cast<const unsigned char*>(tiles),
@@ -271,7 +228,7 @@ int nf4_multiply(const void* x, const void* tiles, const void* bias, void* y, vo
 
 int nf4_expand_weight(const void* tiles, const void* absmax, void* weight, int n, int k, int tile_bytes, void* stream) {
     const dim3 grid((n + TILE_ROWS - 1) / TILE_ROWS, (k + SLICE - 1) / SLICE);
-    return launch(nf4_matmul_expand, grid, 32 * CHUNKS, 0, false, 0, static_cast<cudaStream_t>(stream),
+    return launch(nf4_matmul_expand, grid, 32 * CHUNKS, 0, false, static_cast<cudaStream_t>(stream),
                   static_cast<const unsigned char*>(tiles), static_cast<const float*>(absmax),
                   static_cast<__nv_bfloat16*>(weight), n, k, tile_bytes);
 }

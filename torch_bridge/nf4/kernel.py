@@ -36,14 +36,12 @@ def plan(columns: int) -> Plan:
 class Kernel:
     """The library and what a launch must know of the device.
 
-    With `overlap` a launch begins while the one before it still runs (programmatic dependent launch, from 9.0 on). With
-    `clustered` the splits of a weight add up among themselves, else in a second launch; the bits are the same.
+    With `overlap` a launch begins while the one before it still runs (programmatic dependent launch, from 9.0 on).
     """
 
     library: Any
     processors: int
     overlap: bool
-    clustered: bool = False
 
     def multiply(self, x: Tensor, tiles: Tensor, bias: Tensor | None, rows: int) -> Tensor:
         """y [m, rows] of x [m, columns], contiguous from a multiple of 16 bytes on; on the current stream."""
@@ -51,7 +49,7 @@ class Kernel:
         chosen = plan(columns)
         y = x.new_empty(count, rows)
         # With no sum to join there is nothing to hold: an empty tensor's address is null.
-        size = (chosen.splits, count, rows) if chosen.splits > 1 and not self.clustered else (0,)
+        size = (chosen.splits, count, rows) if chosen.splits > 1 else (0,)
         partial = x.new_empty(size, dtype=torch.float32)
         with torch.cuda.device_of(x):
             code = self.library.nf4_multiply(
@@ -93,7 +91,7 @@ def _loaded(index: int) -> Kernel | None:
         path = build(capability)
         library = declared(ctypes.CDLL(str(path)))
         with torch.cuda.device(index):
-            code = library.nf4_prepare(capability[0])
+            code = library.nf4_prepare()
         if code:
             raise NotBuilt(library.nf4_error(code).decode())
     except (NotBuilt, OSError) as error:
@@ -109,7 +107,7 @@ def declared(library: Any) -> Any:
     pointer, number = ctypes.c_void_p, ctypes.c_int
     library.nf4_multiply.argtypes = [*[pointer] * 5, *[number] * 8, pointer]
     library.nf4_expand_weight.argtypes = [*[pointer] * 3, *[number] * 3, pointer]
-    library.nf4_prepare.argtypes = [number]
+    library.nf4_prepare.argtypes = []
     library.nf4_error.argtypes = [number]
     library.nf4_error.restype = ctypes.c_char_p
     return library

@@ -15,7 +15,6 @@ constexpr int CHUNK_BYTES = TILE_ROWS * BLOCK / 2;  // 16 for each lane
 constexpr int TABLE_LINE = 256;
 constexpr int TABLE_BYTES = 256 * TABLE_LINE;
 constexpr int MOST_WARPS = 16;
-constexpr int MOST_CLUSTERED = 8;  // blocks in a cluster on every device that has clusters
 
 // NF4 codes times 1.436715 / 128 in bfloat16. A common factor costs nothing, it is taken out of the sum at the end: this
 // one brings the rounding of the codes from 1.4e-3 to 0.8e-3 (root mean square, normal weights), and by the 128 the sum
@@ -38,7 +37,7 @@ struct Arguments {
     const unsigned char* tiles;  // [ceil(n / 16), ceil(k / 256), TILE_BYTES]
     const __nv_bfloat16* bias;   // [n], or null
     __nv_bfloat16* y;            // [m, n]
-    float* partial;              // [splits, m, n], null for one split or for clusters
+    float* partial;              // [splits, m, n], null for one split
     int m, n, k;
 };
 
@@ -53,34 +52,6 @@ __device__ void wait_for_previous() {
 __device__ void let_next_begin() {
 #if __CUDA_ARCH__ >= 900
     asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
-#endif
-}
-
-// The splits of a tile may form a cluster, in which the first one adds up: a barrier in two halves, and a store into its
-// shared memory. What was stored before `arrive` is seen after `wait`.
-__device__ void cluster_arrive() {
-#if __CUDA_ARCH__ >= 900
-    asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
-#endif
-}
-
-__device__ void cluster_wait() {
-#if __CUDA_ARCH__ >= 900
-    asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
-#endif
-}
-
-__device__ void store_in_first(float* own, float value) {
-#if __CUDA_ARCH__ >= 900
-    asm volatile(
-        "{\n"
-        ".reg .b32 there;\n"
-        "mapa.shared::cluster.u32 there, %0, 0;\n"
-        "st.shared::cluster.f32 [there], %1;\n"
-        "}"
-        :
-        : "r"(unsigned(__cvta_generic_to_shared(own))), "f"(value)
-        : "memory");
 #endif
 }
 
