@@ -1,4 +1,4 @@
-"""Arrays from torch to JAX by DLPack: the only module that knows both frameworks.
+"""Arrays between torch and JAX by DLPack: the only module that knows both frameworks.
 
 `lend` shares memory; `copy` gives JAX memory of its own. Both refuse what DLPack would change in silence: int64 would
 come over as a copied int32, memory that is not aligned to 64 bytes as a copy.
@@ -19,6 +19,7 @@ from contextlib import nullcontext
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -71,6 +72,17 @@ def hand_over(device: torch.device) -> None:
     """Wait until torch's current stream of the device has done what it was given: JAX may then read lent memory."""
     if device.type == "cuda":
         torch.cuda.current_stream(device).synchronize()
+
+
+def fetch(array: jax.Array, stream: torch.cuda.Stream | None = None) -> np.ndarray:
+    """The array on the host, by way of torch on a GPU: `jax.device_get` comes back 0.3 ms late there (an H100).
+
+    `stream` waits for the array, and the host for the stream; None takes torch's current one.
+    """
+    if next(iter(array.devices())).platform == "cpu":
+        return jax.device_get(array)
+    with torch.cuda.stream(stream) if stream is not None else nullcontext():
+        return torch.from_dlpack(array).cpu().numpy()
 
 
 class TorchWindow:

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from torch_bridge.batching import ran_out
+from torch_bridge.nf4.linear import is_fused
 from torch_bridge.quantize import dense_weight, is_4bit
 from torch_bridge.vlm import VLM
 from xmsd_jax.config import UserError
@@ -47,7 +48,8 @@ def expand(vlm: VLM, wanted: Expand) -> bool:
 
 def is_expanded(vlm: VLM) -> bool:
     """Whether it is a quantised model whose language model computes with full weights."""
-    return vlm.quantisation != "none" and not any(is_4bit(module) for module in vlm.language_model.modules())
+    layers = vlm.language_model.modules()
+    return vlm.quantisation != "none" and not any(is_4bit(layer) or is_fused(layer) for layer in layers)
 
 
 def _fits(module: nn.Module, dtype: torch.dtype) -> bool:

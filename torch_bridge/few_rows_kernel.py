@@ -3,9 +3,14 @@
 Split boundaries depend on the size of the cache alone, and the number of new tokens is no constant of the kernels: one
 compiled program serves all of them, with 16 rows a head of which the first m are real. So a token's sums have the same
 terms in the same order in a step and in a verification. Imported only where triton is: torch's CUDA builds bring it.
+
+From capability 9.0 on a kernel may begin while the one before it still runs (programmatic dependent launch); it waits
+before it reads anything.
 """
 
 from dataclasses import dataclass
+from functools import cache
+from typing import Any
 
 import torch
 import triton  # pyright: ignore[reportMissingImports]
@@ -55,7 +60,7 @@ def attend_splits(query: Tensor, keys: Tensor, values: Tensor, length: Tensor, t
     # The least and the number of columns decide each split's weight in the join.
     partial = query.new_empty(heads, tokens, splits, size, dtype=torch.float32)
     top, total = query.new_empty(2, heads, tokens, splits, dtype=torch.float32)
-    width = {"SIZE": size, "PADDED": _padded(size)}
+    width = {"SIZE": size, "PADDED": _padded(size)} | _overlap(query.device)
     with torch.cuda.device_of(query):
         _attend_split[held, splits](  # pyright: ignore[reportIndexIssue]
             *(query, keys, values, length, partial, top, total),
@@ -75,6 +80,13 @@ def attend_splits(query: Tensor, keys: Tensor, values: Tensor, length: Tensor, t
     return out
 
 
+@cache
+def _overlap(device: torch.device) -> dict[str, Any]:
+    """Options of a launch that may begin early, where the device can."""
+    early = torch.cuda.get_device_capability(device) >= (9, 0) if device.type == "cuda" else False
+    return {"EARLY": True, "launch_pdl": True} if early else {"EARLY": False}
+
+
 def _padded(size: int) -> int:
     """The width of a tile that holds `size` numbers a row: products take powers of two from 16 on."""
     return max(16, triton.next_power_of_2(size))
@@ -87,13 +99,16 @@ def _attend_split(
     tokens, columns, scale,
     query_head, query_token, key_head, key_column, value_head, value_column,
     MOST: tl.constexpr, GROUP: tl.constexpr, ROWS: tl.constexpr,
-    SPLIT: tl.constexpr, BLOCK: tl.constexpr, SIZE: tl.constexpr, PADDED: tl.constexpr,
+    SPLIT: tl.constexpr, BLOCK: tl.constexpr, SIZE: tl.constexpr, PADDED: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """One head of the cache, one split: sums of weighted values, largest score and sum of weights, a row of the query.
 
     A row is a token of one of the `GROUP` query heads. Rows that see nothing of the split get NaN, which nobody reads.
     """
     head, split = tl.program_id(0), tl.program_id(1)
+    if EARLY:
+        tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
     before = tl.load(length).to(tl.int32)
     stop = tl.minimum(before + tokens, columns)
     first = split * SPLIT
@@ -132,10 +147,13 @@ def _attend_split(
 def _join_splits(
     partial, top, total, length, out,
     tokens, columns, splits, out_head, out_token,
-    SPLIT: tl.constexpr, JOINED: tl.constexpr, SIZE: tl.constexpr, PADDED: tl.constexpr,
+    SPLIT: tl.constexpr, JOINED: tl.constexpr, SIZE: tl.constexpr, PADDED: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """One token of one query head: the splits of which it sees a column, in their order."""
     head, token = tl.program_id(0), tl.program_id(1)
+    if EARLY:
+        tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
     seen = tl.cdiv(tl.minimum(tl.load(length).to(tl.int32) + token + 1, columns), SPLIT)
     element = tl.arange(0, PADDED)
     first = (head * tokens + token) * splits

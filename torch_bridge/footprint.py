@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from torch_bridge.nf4.linear import is_fused
 from xmsd_jax.data.quantisation import HEAD, PROJECTORS, TOWERS, names
 
 PARTS = ("linears", "norms", "embeddings", "head", "towers", "projector", "tables")
@@ -64,8 +65,10 @@ def _held(model: nn.Module) -> Iterator[tuple[str, str, Tensor]]:
             yield part, "weights", parameter.data
             if own == "weight":
                 yield from ((part, "scales", tensor) for tensor in _state(getattr(parameter, "quant_state", None)))
-        for _, buffer in module.named_buffers(recurse=False):
-            yield "tables", "weights", buffer
+        for own, buffer in module.named_buffers(recurse=False):
+            yield "linears" if own == "tiles" else "tables", "weights", buffer
+        if is_fused(module):
+            yield from (("linears", "scales", tensor) for tensor in _state(module.quant_state))
 
 
 def _part(name: str, module: nn.Module) -> str:

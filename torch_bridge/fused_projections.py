@@ -1,7 +1,8 @@
 """Projections that read the same input as one product: query, key and value; gate and up.
 
 For few rows a product costs what reading its weight costs, plus a launch: 128 of them instead of 224 in a 7B Llama.
-The weights are held once: the library's own modules go on working, on views of the fused memory.
+The weights are held once: the library's own modules go on working, on views of the fused memory. Those of 4 bits are
+joined by `torch_bridge.nf4.linear`.
 """
 
 from typing import Any
@@ -10,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import LlamaModel
+
+from torch_bridge.nf4.linear import parallel_of
 
 _FUSED = "fused_weight"
 
@@ -37,8 +40,10 @@ def fused_of(owner: Any) -> Tensor | None:
 
 def queries_keys_values(block: Any, inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Projections of an attention block's input [b, m, d]: [b, h, m, e], and [b, k, m, e] twice."""
-    fused = fused_of(block)
-    if fused is None:
+    fused, joined = fused_of(block), parallel_of(block)
+    if joined is not None:
+        parts = joined(inputs)
+    elif fused is None:
         parts = (block.q_proj(inputs), block.k_proj(inputs), block.v_proj(inputs))
     else:
         sizes = [projection.out_features for projection in (block.q_proj, block.k_proj, block.v_proj)]
@@ -49,10 +54,13 @@ def queries_keys_values(block: Any, inputs: Tensor) -> tuple[Tensor, Tensor, Ten
 
 def feed_forward(mlp: Any, inputs: Tensor) -> Tensor:
     """The gated feed-forward part of a layer, [b, m, d] -> [b, m, d]."""
-    fused = fused_of(mlp)
-    if fused is None:
+    fused, joined = fused_of(mlp), parallel_of(mlp)
+    if joined is not None:
+        gate, up = joined(inputs)
+    elif fused is None:
         return mlp(inputs)
-    gate, up = functional.linear(inputs, fused).chunk(2, -1)
+    else:
+        gate, up = functional.linear(inputs, fused).chunk(2, -1)
     return mlp.down_proj(mlp.act_fn(gate) * up)
 
 

@@ -11,7 +11,7 @@ import json
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from tokenizers import Tokenizer
@@ -65,28 +65,63 @@ def made_pair(
     Raises:
         ConfigError: a vocabulary too small for the prompts, or sides that the quantisation cannot take.
     """
-    how = {"quantisation": quantisation, "device": torch.device(device), "dtype": dtype}
-    target = _placed(unfilled_target(shape), seed=seed, **how)
-    drafter = _placed(unfilled_drafter(shape), seed=seed + 1, **how)
-    facts = [repr(shape), str(dtype), repr(quantisation), seed, torch.device(device).type, torch.__version__]
+    how = {"device": device, "dtype": dtype, "seed": seed}
+    return made_target(shape, quantisation, **how), made_drafter(shape, quantisation, **how)
+
+
+def made_target(
+    shape: MadeShape, quantisation: Quantisation, *, device: str | torch.device, dtype: torch.dtype, seed: int = 0
+) -> Target:
+    """The target of such a pair alone. Raises ConfigError as `made_pair`."""
+    how = _How(shape, quantisation, torch.device(device), dtype, seed)
+    model = _placed(unfilled_target(shape), how, seed)
     with tempfile.TemporaryDirectory() as scratch:
-        name = f"made-{shape.layers}x{shape.width}"
-        made_target = MadeTarget(target, _folder(Path(scratch) / "target" / name, target.config, shape, True))
-        made_drafter = MadeEventGPT(
-            drafter, _folder(Path(scratch) / "drafter" / name, drafter.config, shape, False), EventFrames()
-        )
-    made_target.made, made_drafter.made = (_digest([which, *facts]) for which in ("target", "drafter"))
-    return made_target, made_drafter
+        made = MadeTarget(model, _folder(Path(scratch) / "target" / how.name, model.config, shape, True))
+    made.made = how.digest("target")
+    return made
 
 
-def _placed(model: Any, *, seed: int, quantisation: Quantisation, device: torch.device, dtype: torch.dtype) -> Any:
+def made_drafter(
+    shape: MadeShape, quantisation: Quantisation, *, device: str | torch.device, dtype: torch.dtype, seed: int = 0
+) -> EventGPT:
+    """The drafter of such a pair alone. Raises ConfigError as `made_pair`."""
+    how = _How(shape, quantisation, torch.device(device), dtype, seed)
+    model = _placed(unfilled_drafter(shape), how, seed + 1)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = _folder(Path(scratch) / "drafter" / how.name, model.config, shape, False)
+        made = MadeEventGPT(model, folder, EventFrames())
+    made.made = how.digest("drafter")
+    return made
+
+
+class _How(NamedTuple):
+    """By what a pair's weights are drawn and held."""
+
+    shape: MadeShape
+    quantisation: Quantisation
+    device: torch.device
+    dtype: torch.dtype
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Of a model's folder."""
+        return f"made-{self.shape.layers}x{self.shape.width}"
+
+    def digest(self, which: str) -> str:
+        """What identifies one of the two models."""
+        facts = [repr(self.shape), str(self.dtype), repr(self.quantisation), self.seed]
+        return _digest([which, *facts, self.device.type, torch.__version__])
+
+
+def _placed(model: Any, how: _How, seed: int) -> Any:
     """Draw a model's parameters on the device, and quantise them there."""
-    draws = torch.Generator(device).manual_seed(seed)
+    draws = torch.Generator(how.device).manual_seed(seed)
     with torch.no_grad():
         for module in model.modules():
-            _fill(module, device, dtype, draws)
+            _fill(module, how.device, how.dtype, draws)
         model.lm_head.weight[EOS_ID] = 0
-    return place(model, quantisation, dtype=dtype, device=device, weights=f"random, seed {seed}")
+    return place(model, how.quantisation, dtype=how.dtype, device=how.device, weights=f"random, seed {seed}")
 
 
 def _fill(module: nn.Module, device: torch.device, dtype: torch.dtype, draws: torch.Generator) -> None:

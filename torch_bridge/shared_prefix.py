@@ -58,10 +58,18 @@ def decoder_layer(
     layer: Any, inputs: Tensor, turned: tuple[Tensor, Tensor], attend: Callable[[Tensor, Tensor, Tensor], Tensor]
 ) -> Tensor:
     """One layer of a Llama over [b, m, d]; `turned` are the rotary embeddings at the positions, cosine and sine."""
+    inputs, added = summands(layer, inputs, turned, attend)
+    return inputs + added
+
+
+def summands(
+    layer: Any, inputs: Tensor, turned: tuple[Tensor, Tensor], attend: Callable[[Tensor, Tensor, Tensor], Tensor]
+) -> tuple[Tensor, Tensor]:
+    """As `decoder_layer`, but its last sum is left to whoever reads the two next."""
     query, key, value = queries_keys_values(layer.self_attn, layer.input_layernorm(inputs))
     query, key = apply_rotary_pos_emb(query, key, *turned)
     inputs = inputs + layer.self_attn.o_proj(attend(query, key, value).transpose(1, 2).flatten(2))
-    return inputs + feed_forward(layer.mlp, layer.post_attention_layernorm(inputs))
+    return inputs, feed_forward(layer.mlp, layer.post_attention_layernorm(inputs))
 
 
 class SharedPrefix:

@@ -15,11 +15,11 @@ from torch.nn import functional
 from transformers import LlamaModel
 
 from torch_bridge.few_rows import attend_few
-from torch_bridge.shared_prefix import decoder_layer, forward
+from torch_bridge.shared_prefix import forward, summands
 
 _ROUNDED = 128  # columns: prompts of nearly the same length share memory and graphs
 
-FewLayer = Callable[..., Tensor]
+FewLayer = Callable[..., tuple[Tensor, Tensor]]
 """`few_layer`, plain or compiled."""
 
 
@@ -57,34 +57,39 @@ class StaticMemory:
         seen = torch.ones(stop - start, stop, dtype=torch.bool, device=query.device).tril(start)
         return attend(query, keys[:, :, :stop], values[:, :, :stop], attn_mask=seen)
 
-    def read_few(self, inputs: Tensor, length: Tensor, layer_pass: FewLayer) -> Tensor:
-        """Read embeddings [m, d] behind `length` int64[1] columns; returns their states before the norm, [1, m, d]."""
+    def read_few(self, inputs: Tensor, length: Tensor, layer_pass: FewLayer) -> tuple[Tensor, Tensor]:
+        """Read embeddings [m, d] behind `length` int64[1] columns; their states before the norm, [1, m, d], as two
+        summands."""
         columns = length + torch.arange(len(inputs), device=inputs.device)
-        hidden = inputs[None]
+        hidden, added = inputs[None], torch.zeros_like(inputs[None])
         model: Any = self.llama
         turned = model.rotary_emb(hidden, position_ids=columns[None])
         for layer, (keys, values) in zip(model.layers, self.layers, strict=True):
-            hidden = layer_pass(layer, hidden, turned, keys, values, columns, length)
-        return hidden
+            hidden, added = layer_pass(layer, hidden, added, turned, keys, values, columns, length)
+        return hidden, added
 
 
 def few_layer(
     layer: Any,
     hidden: Tensor,
+    added: Tensor,
     turned: tuple[Tensor, Tensor],
     keys: Tensor,
     values: Tensor,
     columns: Tensor,
     length: Tensor,
-) -> Tensor:
-    """One layer over few tokens [1, m, d]; keys and values go into `columns` int64[m] = length, length + 1, ..."""
+) -> tuple[Tensor, Tensor]:
+    """One layer over few tokens [1, m, d]; keys and values go into `columns` int64[m] = length, length + 1, ...
+
+    Input and output are two summands each: compiled, a layer's last sum and the next one's norm are then one kernel.
+    """
 
     def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         keys.index_copy_(2, columns, key)
         values.index_copy_(2, columns, value)
         return attend_few(query, keys, values, length)
 
-    return decoder_layer(layer, hidden, turned, attend)
+    return summands(layer, hidden + added, turned, attend)
 
 
 def rounded(columns: int) -> int:

@@ -62,16 +62,16 @@ class FewPass:
         packet = self._device_packet.copy_(self._packet, non_blocking=True)
         length, row, ids = packet[:1], packet[1:_HEADER], packet[_HEADER:]
         inputs = self._vlm.language_model.get_input_embeddings()(ids)
-        hidden = self._memory.read_few(inputs, length, self._layer)
-        states, emitted = self._finish(self._vlm.language_model.norm, self._vlm.lm_head, hidden)
+        summands = self._memory.read_few(inputs, length, self._layer)
+        states, emitted = self._finish(self._vlm.language_model.norm, self._vlm.lm_head, *summands)
         rows = row + torch.arange(self.count, device=row.device)
         self._memory.states.index_copy_(0, rows, states)
         self._emitted.copy_(emitted, non_blocking=True)
 
 
-def finish(norm: Any, head: Any, hidden: Tensor) -> tuple[Tensor, Tensor]:
-    """States before the norm [1, m, d] -> states [m, d], greedy ids int32[m] over the padded head."""
-    states = norm(hidden)[0]
+def finish(norm: Any, head: Any, hidden: Tensor, added: Tensor) -> tuple[Tensor, Tensor]:
+    """States before the norm [1, m, d], as two summands -> states [m, d], greedy ids int32[m] over the padded head."""
+    states = norm(hidden + added)[0]
     return states, head(states).argmax(-1).to(torch.int32)
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from torch_bridge.few_rows import MOST_TOKENS
 from torch_bridge.fused_projections import fuse
+from torch_bridge.nf4.linear import fuse_nf4
 from torch_bridge.static_memory import StaticMemory
 from torch_bridge.static_passes import FewPass
 from torch_bridge.vlm import VLM, Session, checked_ids, embed
@@ -41,6 +42,8 @@ class StaticSession(Session):
         lengths: Sequence[int] = LENGTHS,
         exact: bool = False,
         compiled: bool | None = None,
+        fused_nf4: bool = True,
+        keep_visual: bool = False,
     ) -> None:
         """Prepare; memory is taken by the first prompt, and graphs are captured by the first pass of each length.
 
@@ -50,6 +53,9 @@ class StaticSession(Session):
             lengths: of captured passes; 1 is always one of them.
             exact: see the module.
             compiled: whether passes are compiled as well; None compiles on a GPU.
+            fused_nf4: on a GPU, replace 4-bit layers in place by ones that multiply few rows with a kernel of our own
+                (`torch_bridge.nf4`), where it can be built; else they stay bitsandbytes'.
+            keep_visual: a prompt about the visual tokens of the one before (the same tensor) reads its question alone.
 
         Raises:
             ConfigError: a length that is not in 1..16, or no room.
@@ -65,6 +71,8 @@ class StaticSession(Session):
         self.lengths = (max(lengths),) if exact else tuple(sorted({1, *lengths}))
         self._padded = on_gpu or exact
         self._compiled = on_gpu if compiled is None else compiled
+        self._keeps = keep_visual
+        self._visual: Tensor | None = None  # whose columns are in the cache
         self._memory: StaticMemory | None = None
         self._passes: dict[int, FewPass] = {}
         self._ids = np.empty(0, np.int32)  # that the rows of `states` emit
@@ -72,6 +80,8 @@ class StaticSession(Session):
         self._pool = torch.cuda.graph_pool_handle() if on_gpu else None
         if on_gpu:
             fuse(vlm.language_model)
+            if fused_nf4:
+                fuse_nf4(vlm.language_model)
 
     @property
     def length(self) -> int:
@@ -92,11 +102,12 @@ class StaticSession(Session):
         """
         before, after = self.vlm.prompt_pieces(question)
         long, short = torch.cat([embed(self.vlm, before), visual]), embed(self.vlm, after)
+        held = self._memory
         memory = self._reserve(len(long) + len(short))
-        whole = self.exact or not callable(ids)
+        whole = not self._keeps and (self.exact or not callable(ids))
         start = 0 if whole else len(long)
         if not whole:
-            memory.read_chunk(long, 0)
+            self._read_visual(long, visual, known=memory is held)
         known = () if self.exact else now(ids)
         if len(known) > self.capacity:
             raise self._no_room(0, len(known))
@@ -106,6 +117,13 @@ class StaticSession(Session):
         if self.exact and len(known := now(ids)):
             self.verify(known)
         return self.states[: len(known) + 1]
+
+    def _read_visual(self, long: Tensor, visual: Tensor, known: bool) -> None:
+        """Read a prompt's long part, which the visual tokens end, unless the cache (`known`) holds that of the same."""
+        kept, self._visual = known and self._visual is visual, None
+        if not kept:
+            self._held().read_chunk(long, 0)
+        self._visual = visual if self._keeps else None
 
     @torch.inference_mode()
     def verify(self, ids: SomeIds) -> Tensor:

@@ -16,6 +16,7 @@ from transformers import LlamaModel
 from torch_bridge.extract_speed import profiled_events
 from torch_bridge.fused_projections import fused_of
 from torch_bridge.graphs import captured
+from torch_bridge.nf4.linear import parallel_of
 from torch_bridge.vlm import VLM, Session
 
 GROUPS: tuple[tuple[str, tuple[str, ...]], ...] = (
@@ -69,13 +70,21 @@ def product_seconds(vlm: VLM, count: int, *, repeats: int) -> list[float]:
 
     On a GPU one graph, by events on its stream.
     """
-    weights = _products(vlm.language_model)
+    return _seconds_of(vlm, _products(vlm.language_model), count, repeats)
+
+
+def head_seconds(vlm: VLM, count: int, *, repeats: int) -> list[float]:
+    """Seconds of the head's product alone, over `count` rows; its weight is more than a cache holds."""
+    return _seconds_of(vlm, [vlm.lm_head], count, repeats)
+
+
+def _seconds_of(vlm: VLM, products: list[nn.Module | torch.Tensor], count: int, repeats: int) -> list[float]:
     like = vlm.language_model.norm.weight
-    inputs = {size: torch.randn(count, size, dtype=like.dtype, device=like.device) for size in _widths(weights)}
+    inputs = {size: torch.randn(count, size, dtype=like.dtype, device=like.device) for size in _widths(products)}
 
     @torch.inference_mode()
     def work() -> None:
-        for product in weights:
+        for product in products:
             if isinstance(product, nn.Module):
                 product(inputs[product.in_features])  # type: ignore[index]
             else:
@@ -132,7 +141,7 @@ def _products(llama: LlamaModel) -> list[nn.Module | torch.Tensor]:
             (block.self_attn, ("q_proj", "k_proj", "v_proj"), "o_proj"),
             (block.mlp, ("gate_proj", "up_proj"), "down_proj"),
         ):
-            fused = fused_of(owner)
+            fused = fused_of(owner) if parallel_of(owner) is None else parallel_of(owner)
             found += [getattr(owner, name) for name in parallel] if fused is None else [fused]
             found.append(getattr(owner, last))
     return found

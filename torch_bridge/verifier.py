@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from time import perf_counter
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -103,7 +103,8 @@ class TorchVerifier:
 
 
 class SharedVerifier(TorchVerifier):
-    """Computes vision and prefill of a prompt once, for as long as the same prompt (the same object) is asked again.
+    """Computes vision and prefill of a prompt once, for as long as the same prompt (the same object) is asked again;
+    vision for as long as prompts are about the same clip.
 
     For comparing decoding alone: ids, states and passes are those of a whole answer, the times of the prefill are not.
     """
@@ -113,6 +114,13 @@ class SharedVerifier(TorchVerifier):
         super().__init__(vlm, session)
         self._prompt: Prompt | None = None
         self._first: Tensor | None = None
+        self._encoded: tuple[Any, Tensor] | None = None
+
+    def encode(self, prompt: Prompt) -> Tensor:
+        """See `TorchVerifier`; the same tensor for the same clip."""
+        if self._encoded is None or self._encoded[0] is not prompt.clip:
+            self._encoded = prompt.clip, super().encode(prompt)
+        return self._encoded[1]
 
     def prefill(
         self, prompt: Prompt, draft_ids: LateIds = (), *, logits: bool = False, visual: Tensor | None = None
@@ -120,6 +128,7 @@ class SharedVerifier(TorchVerifier):
         """See `TorchVerifier`; of a prompt that is there already, only `draft_ids` are read, in one pass."""
         first = self._first
         if prompt is not self._prompt or first is None:
+            visual = self.encode(prompt) if visual is None else visual
             self._first = first = cast("Tensor", super().prefill(prompt, visual=visual).hidden)
             self._prompt = prompt
         self._times = {"vision": 0.0, "prefill": 0.0}

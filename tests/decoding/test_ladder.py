@@ -43,6 +43,12 @@ def test_every_row_answers_every_prompt_as_often_and_each_row_comes_first_as_oft
     assert [p for _, p in order[:: len(names)]] == PROMPTS * 3
 
 
+def test_a_slow_row_answers_no_more_often_than_it_may():
+    rungs = [Rung(name="slow", answer=lambda _: timed(9.0), most=1), Rung(name="fast", answer=lambda _: timed(1.0))]
+    traces = climb(rungs, PROMPTS, repeats=3)
+    assert {name: {len(repeats) for repeats in found} for name, found in traces.items()} == {"slow": {1}, "fast": {3}}
+
+
 def test_the_typical_repeat_is_the_median_one_with_its_own_parts():
     repeats = [timed(5.0), timed(1.0), timed(3.0)]
     assert typical(repeats) is repeats[2]

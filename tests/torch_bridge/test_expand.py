@@ -9,6 +9,7 @@ from torch_bridge.answers import Batch
 from torch_bridge.expand import expand, is_expanded
 from torch_bridge.extraction import Settings, extract_split
 from torch_bridge.footprint import footprint
+from torch_bridge.nf4.linear import FusedNF4Linear, fuse_nf4
 from torch_bridge.pair import load_pair
 from torch_bridge.quantize import is_4bit
 from xmsd_jax.config import UserError
@@ -68,6 +69,20 @@ def test_the_footprint_says_what_is_held_now():
         name: part for name, part in before.items() if name != "linears"
     }
     assert footprint(vlm.language_model).parts["linears"].weights == numbers * 2
+
+
+def test_layers_with_a_kernel_of_their_own_are_not_expanded_and_count_as_they_did():
+    vlm = pair("bfloat16")[0]
+    before = vlm.footprint.parts["linears"]
+    assert fuse_nf4(vlm.language_model)
+    after = vlm.footprint.parts["linears"]
+    assert not is_expanded(vlm)
+    assert not expand(vlm, "always")
+    assert after.scales == before.scales
+    tiles = {m.tiles.untyped_storage().data_ptr(): m.tiles.untyped_storage().nbytes() for m in vlm.model.modules()
+             if isinstance(m, FusedNF4Linear)}  # fmt: skip
+    held = sum(m.weight.numel() for m in vlm.model.modules() if is_4bit(m))
+    assert after.weights == sum(tiles.values()) + held, "joined layers share their tiles, which are counted once"
 
 
 def test_layers_that_multiply_in_another_dtype_are_left():

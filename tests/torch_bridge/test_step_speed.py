@@ -6,9 +6,21 @@ import torch
 from tests.torch_bridge.fake_pair import fake_clip, fake_target
 from torch_bridge import step_speed
 from torch_bridge.fused_projections import fuse
+from torch_bridge.made_pair import made_target
+from torch_bridge.nf4 import linear
+from torch_bridge.nf4.linear import fuse_nf4
 from torch_bridge.static_session import StaticSession
-from torch_bridge.step_speed import OTHERS, kernel_groups, pass_seconds, product_seconds, prompt_seconds
+from torch_bridge.step_speed import (
+    OTHERS,
+    head_seconds,
+    kernel_groups,
+    pass_seconds,
+    product_seconds,
+    prompt_seconds,
+)
 from torch_bridge.vlm import Session
+from xmsd_jax.data.made_shape import MadeShape
+from xmsd_jax.data.quantisation import Quantisation
 from xmsd_jax.data.questions import QUESTIONS
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -59,6 +71,23 @@ def test_every_product_is_run_once_fused_or_not(monkeypatch):
         fused = rows[: len(rows) // 3]
     assert sum(out * inner for out, inner in plain) == sum(out * inner for out, inner in fused)
     assert (len(plain), len(fused)) == (14, 8)
+
+
+def test_a_joined_product_of_4_bits_is_one_product(monkeypatch):
+    shape = MadeShape(
+        width=64, layers=2, heads=4, ffn=128, vocabulary=256, target_vocabulary=320,
+        tower_width=64, tower_layers=2, tower_heads=4, tower_ffn=128, target_image=56, drafter_image=84,
+    )  # fmt: skip
+    target = made_target(shape, Quantisation(format="nf4"), device="cpu", dtype=torch.bfloat16)
+    assert fuse_nf4(target.language_model) == 7 * shape.layers
+    taken, multiply = [], linear.nf4_matmul
+    monkeypatch.setattr(linear, "nf4_matmul", lambda x, *rest: taken.append(rest[-1]) or multiply(x, *rest))
+    product_seconds(target, 3, repeats=1)
+    layer = [3 * shape.width, shape.width, 2 * shape.ffn, shape.width]
+    assert taken == 2 * shape.layers * layer, "twice: once to warm up"
+    taken.clear()
+    assert len(head_seconds(target, 3, repeats=2)) == 2
+    assert not taken, "the head is not quantised"
 
 
 @pytest.mark.parametrize(

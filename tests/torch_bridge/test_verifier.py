@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from tests.torch_bridge.fake_pair import EOS, PADDED, REAL, WIDTH, fake_clip, fake_target
-from torch_bridge.verifier import TorchVerifier
-from torch_bridge.vlm import prompt_ids
+from torch_bridge.verifier import SharedVerifier, TorchVerifier
+from torch_bridge.vlm import Session, prompt_ids
 from xmsd_jax.data.questions import QUESTIONS
 from xmsd_jax.decoding.ports import Prompt, Verifier
 
@@ -31,6 +31,19 @@ def test_it_names_what_the_loop_needs_to_know(verifier):
     assert port.eos_ids == frozenset({EOS})
     assert port.vocabulary == REAL
     np.testing.assert_array_equal(port.prompt_ids(PROMPT), prompt_ids(verifier.vlm, PROMPT.question))
+
+
+def test_a_shared_verifier_looks_once_at_each_clip(monkeypatch):
+    torch.set_num_threads(1)
+    vlm = fake_target()
+    shared, whole, seen = SharedVerifier(vlm), TorchVerifier(vlm), []
+    encode = Session.encode
+    monkeypatch.setattr(Session, "encode", lambda self, clip: seen.append(clip.name) or encode(self, clip))
+    other = Prompt(clip=PROMPT.clip, question=QUESTIONS[2], question_index=2)
+    third = Prompt(clip=fake_clip(1), question=QUESTIONS[2], question_index=2)
+    found = [answer(shared, prompt, 5) for prompt in (PROMPT, other, PROMPT, third)]
+    assert seen == [PROMPT.clip.name, third.clip.name]
+    assert found == [answer(whole, prompt, 5) for prompt in (PROMPT, other, PROMPT, third)]
 
 
 def test_ids_are_int32_on_the_host_and_one_per_token_read(verifier):

@@ -42,9 +42,14 @@ class FusedNF4Linear(nn.Module):
         bias = None if self.bias is None else self.bias.to(torch.bfloat16)
         if _is_few(x):
             return nf4_matmul(inputs, self.tiles, bias, self.out_features).to(x.dtype)
-        scales = layout.absmax(self._original[0].weight.quant_state)
+        scales = layout.absmax(self.quant_state)
         weight = nf4_expand(self.tiles, scales, self.out_features, self.in_features)
         return functional.linear(inputs, weight, bias).to(x.dtype)
+
+    @property
+    def quant_state(self) -> Any:
+        """The scales as bitsandbytes holds them."""
+        return self._original[0].weight.quant_state
 
     def codes(self) -> Tensor:
         """The weight as bitsandbytes holds it, in its own dtype and shape."""
@@ -66,7 +71,7 @@ class FusedNF4Linear(nn.Module):
         destination[prefix + "weight"] = self.codes()
         if self.bias is not None:
             destination[prefix + "bias"] = self.bias if keep_vars else self.bias.detach()
-        for name, value in self._original[0].weight.quant_state.as_dict(packed=True).items():
+        for name, value in self.quant_state.as_dict(packed=True).items():
             destination[f"{prefix}weight.{name}"] = value if keep_vars else value.detach()
 
 
@@ -83,6 +88,7 @@ class ParallelNF4(nn.Module):
         biases = [layer.bias for layer in layers if layer.bias is not None]
         self.register_buffer("bias", torch.cat(biases).to(torch.bfloat16) if biases else None, persistent=False)
         self.bias: Tensor | None
+        self.in_features = layers[0].in_features
         self.sizes = tuple(layer.out_features for layer in layers)
         self.layers = tuple(layers)  # in a tuple: they stay parts of their owner alone
 
@@ -119,6 +125,11 @@ def fuse_nf4(model: nn.Module, *, together: bool = True) -> int:
 def parallel_of(owner: Any) -> ParallelNF4 | None:
     """The joined product of an attention block's or feed-forward part's layers; None where there is none."""
     return getattr(owner, _PARALLEL, None)
+
+
+def is_fused(module: nn.Module) -> bool:
+    """Whether the module stands in the place of a 4-bit layer."""
+    return isinstance(module, FusedNF4Linear)
 
 
 def restore(model: nn.Module) -> int:

@@ -24,6 +24,7 @@ class Rung:
     """One row: `answer` decodes a prompt. `config` is None for a row that does not speculate.
 
     `drafter` is that of phase 2 (None: plain decoding), `prefill_drafter` that of phase 1 (None: the same, if any).
+    `most`: how often a prompt is answered at most, for a slow row that nothing is measured against.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Rung:
     drafter: Drafter | None = None
     config: LiveConfig | None = None
     prefill_drafter: Drafter | None = None
+    most: int | None = None
 
 
 def speculative(
@@ -66,7 +68,8 @@ def climb(
         at = turn % len(prompts)
         first = turn % len(rungs)
         for rung in (*rungs[first:], *rungs[:first]):
-            traces[rung.name][at].append(rung.answer(prompts[at]))
+            if rung.most is None or len(traces[rung.name][at]) < rung.most:
+                traces[rung.name][at].append(rung.answer(prompts[at]))
     return traces
 
 

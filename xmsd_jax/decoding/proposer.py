@@ -37,6 +37,8 @@ from xmsd_jax.decoding.ports import Context, Draft, DrafterLane, Prompt, Window
 
 WindowMaker = Callable[[int], Window]
 """Makes a window for answers of so many rows, for states of the pair's width."""
+Fetch = Callable[[jax.Array], np.ndarray]
+"""Waits for ids and copies them to the host."""
 
 
 class HostWindow:
@@ -66,13 +68,21 @@ class PrefillDrafter:
     """
 
     def __init__(
-        self, adapter: Adapter, head: TokenHead, *, name: str, lane: DrafterLane, draft_len: int, windows: WindowMaker
+        self,
+        adapter: Adapter,
+        head: TokenHead,
+        *,
+        name: str,
+        lane: DrafterLane,
+        draft_len: int,
+        windows: WindowMaker,
+        fetch: Fetch = jax.device_get,
     ) -> None:
         """Draft `draft_len` tokens. Raises ConfigError for an adapter of offset 1."""
         if adapter.facts.offset != 0:
             raise ConfigError(f"{name}: predicts the next state (offset 1); in phase 1 an adapter of offset 0 drafts")
         self.name, self.lane = name, lane
-        self._count, self._window = draft_len, windows(draft_len)
+        self._count, self._window, self._fetch = draft_len, windows(draft_len), fetch
         rebuild, self._parameters = taken_apart(adapter, head)
         self._head, self._numbers = beside(head, head), numbers(head, draft_len)
 
@@ -90,7 +100,7 @@ class PrefillDrafter:
         states = self.lane.own(self._count)
         there = len(states)
         ids = self._ids(self._parameters, self._head, self._window([states], 0, there), self._numbers[there])
-        return Draft(ids=jax.device_get(ids)[: min(gamma, there)])
+        return Draft(ids=self._fetch(ids)[: min(gamma, there)])
 
 
 class RolloutDrafter:
@@ -117,6 +127,7 @@ class RolloutDrafter:
         first_rows: int = 1,
         temperature: float = 0.0,
         seed: int = 0,
+        fetch: Fetch = jax.device_get,
     ) -> None:
         """Prepare the compiled call.
 
@@ -132,6 +143,7 @@ class RolloutDrafter:
             first_rows: states that the first call may bring: 1 and the free tokens of phase 1.
             temperature: 0 takes the likeliest ids.
             seed: of what is drawn.
+            fetch: brings the drafted ids to the host.
 
         Raises:
             ConfigError: an adapter of offset 0, no lane where one is needed, too many positions, or a temperature that
@@ -150,7 +162,7 @@ class RolloutDrafter:
             raise ConfigError(f"temperature must be 0 (the likeliest ids) or positive and finite, got {temperature}")
         self.name, self.lane = name, lane if reads_drafter else None
         self._gamma, self._mode, self._limit, self._sampled = gamma, mode, max_new_tokens, temperature > 0
-        self._portion = max(gamma + 1, first_rows)
+        self._portion, self._fetch = max(gamma + 1, first_rows), fetch
         self._target = windows(max_new_tokens) if adapter.facts.inputs != "drafter" else None
         self._drafter = windows(max_new_tokens + 1) if reads_drafter else None
         rebuild, self._parameters = taken_apart(adapter, head)
@@ -183,7 +195,7 @@ class RolloutDrafter:
             return no_draft()
         drawn, count = self._read(context, known, states), min(gamma, there)
         q = None if drawn.q is None else jax.lax.slice_in_dim(drawn.q, 0, count)
-        return Draft(ids=jax.device_get(drawn.ids)[:count], q=q)
+        return Draft(ids=self._fetch(drawn.ids)[:count], q=q)
 
     def _lane_states(self, known: int, context: Context) -> Any:
         """Drafter states from 0 on; none behind the position after the last that can still be emitted."""

@@ -6,6 +6,9 @@ from typing import Any, Literal
 from xmsd_jax.config import ConfigError
 from xmsd_jax.decoding.live import Lanes
 
+LIBRARY = "library products"
+"""Ends the name of a row of plain decoding by the library's own 4-bit products."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class EngineConfig:
@@ -14,13 +17,15 @@ class EngineConfig:
     cache: `static` reads every pass into memory of fixed size, on a GPU as CUDA graphs over compiled layers; `growing`
     is transformers' own way. lengths: of captured passes; another one is padded to the next. exact: plain decoding and
     verification at one length, so that speculative ids are greedy ids in bfloat16 and NF4 too. compiled: null compiles
-    on a GPU. lanes: `parallel` runs the drafter model's phase 1 on its own stream, beside the target's prefill.
+    on a GPU. products: of few rows with 4-bit weights on a GPU, by a fused kernel where it can be built, or by the
+    library. lanes: `parallel` runs the drafter model's phase 1 on its own stream, beside the target's prefill.
     """
 
     cache: Literal["static", "growing"] = "static"
     lengths: tuple[int, ...] = (1, 2, 4, 6, 9)
     exact: bool = False
     compiled: bool | None = None
+    products: Literal["fused", "library"] = "fused"
     lanes: Lanes = "serial"
 
     def __post_init__(self) -> None:
@@ -30,15 +35,16 @@ class EngineConfig:
         if self.exact and self.cache == "growing":
             raise ConfigError("exact: needs passes of one length, which a growing cache has not; set cache to static")
 
-    def session(self, vlm: Any, room: int) -> Any:
-        """A session of a loaded model, with room for an answer."""
+    def session(self, vlm: Any, room: int, *, keep_visual: bool = False) -> Any:
+        """A session of a loaded model, with room for an answer; `keep_visual`: see `StaticSession`."""
         if self.cache == "growing":
             from torch_bridge.vlm import Session
 
             return Session(vlm)
         from torch_bridge.static_session import StaticSession
 
-        return StaticSession(vlm, room=room, lengths=self.lengths, exact=self.exact, compiled=self.compiled)
+        options = {"lengths": self.lengths, "exact": self.exact, "compiled": self.compiled}
+        return StaticSession(vlm, room=room, fused_nf4=self.products == "fused", keep_visual=keep_visual, **options)
 
     def rows(self, room: int) -> int:
         """Rows of the buffer in which a session with that room holds an answer's states."""

@@ -1,7 +1,8 @@
 """Ladders whose acceptance is not the pair's own: decisions replayed from a record, or drafts by an oracle.
 
 Both use the live loop, the parts and the predictions of a real pair's benchmark (`ladder_run`, `costs`, `figures`).
-What differs: answers are known beforehand, rows are of kind "replayed" or "imposed", and a certificate does not apply.
+What differs: answers are known beforehand, rows are of kind "replayed" or "imposed", a certificate does not apply, and
+the eager target answers every prompt once.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,14 +19,16 @@ from xmsd_jax.decoding.oracle import Oracle
 from xmsd_jax.decoding.ports import Drafter, Prompt, SomeIds
 from xmsd_jax.decoding.text_anchors import text_anchors, text_free
 from xmsd_jax.decoding.trace import Trace
+from xmsd_jax.metrics.live import Times, time_metrics
 from xmsd_jax.pipeline.costs import measure_parts
 from xmsd_jax.pipeline.expected import Expected, expect
 from xmsd_jax.pipeline.figures import CERTIFICATE, measured_rows, predicted_rows
 from xmsd_jax.pipeline.judged import Judged
 from xmsd_jax.pipeline.ladder_run import WARM_PROMPTS, Climbed, ClipAnswers
-from xmsd_jax.pipeline.live_pair import LivePair
+from xmsd_jax.pipeline.live_pair import EAGER, LivePair
 from xmsd_jax.pipeline.predicted import COSTS, write_costs
 from xmsd_jax.pipeline.rows import DraftRow
+from xmsd_jax.report.rows import live_rows
 from xmsd_jax.runs import Row, progress, provenance, write_results
 
 SEED = 0
@@ -76,7 +79,7 @@ def run_ladder(
     predicted = predicted_rows(one, pair, settings)
     write_costs(stage / COSTS, {one.clips: one.costs}, {"baseline": pair.plain, "settings": dict(settings)})
     write_results(stage / "predicted", predicted, provenance())
-    plain = pair.plain_rungs(engine_alone=kind == "imposed")
+    plain = [replace(r, most=1) if r.name == EAGER else r for r in pair.plain_rungs(engine_alone=kind == "imposed")]
     rungs = [*plain, *(_rung(pair, entry, one) for entry in entries)]
     climb(rungs, one.prompts[:WARM_PROMPTS], repeats=1)
     turns = partial(progress, total=repeats * len(one.prompts), label=f"live, {kind}: {one.clips}")
@@ -85,8 +88,26 @@ def run_ladder(
     rows = measured_rows(climbed, pair, settings, "float32")  # ids are given: a walk that differs is no tie
     found = [replace(row, kind=kind) for row in rows if row.metric not in CERTIFICATE]
     named = {entry.name: entry for entry in entries}
+    found = [replace(row, settings={**row.settings, "repeats": 1}) if row.row == EAGER else row for row in found]
+    if pair.by_library is not None and kind == "replayed":
+        found += _over_library(climbed, pair, settings)
     told = [_told(row, named.get(row.row)) for row in [*found, *predicted]] + _cost_rows(one, entries, settings)
     return [replace(row, settings={**row.settings, "weights": settings["weights"]}) for row in told]
+
+
+def _over_library(climbed: Climbed, pair: LivePair, settings: Mapping[str, Any]) -> list[Row]:
+    """Every row against plain decoding by the library's products, turn by turn beside it."""
+    names = [rung.name for rung in climbed.rungs]
+    typical = {name: climbed.typical(name, timed=True) for name in names}
+    times = {name: Times.of([trace.seconds for trace in found.values()]) for name, found in typical.items()}
+    rows: list[Row] = []
+    for name in names:
+        sequences = [climbed.answers.sequences[at] for at in typical[name]]
+        figures = time_metrics(times[name], sequences=sequences, baseline=times[pair.library_row])
+        told = {f"{metric}_over_library": figures[metric] for metric in ("speedup", "decode_speedup")}
+        about = {"clips": climbed.answers.clips, "baseline": pair.library_row, "settings": settings}
+        rows += live_rows(name, told, kind="replayed", **about)
+    return rows
 
 
 def _cost_rows(one: ClipAnswers, entries: Sequence[Entry], settings: Mapping[str, Any]) -> list[Row]:

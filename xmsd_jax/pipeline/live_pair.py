@@ -13,7 +13,7 @@ from xmsd_jax.decoding.plain import decode_plain
 from xmsd_jax.decoding.ports import Drafter, Prompt, Verifier
 from xmsd_jax.decoding.proposer import PrefillDrafter, RolloutDrafter
 from xmsd_jax.decoding.trace import Trace
-from xmsd_jax.pipeline.engine import EngineConfig
+from xmsd_jax.pipeline.engine import LIBRARY, EngineConfig
 from xmsd_jax.pipeline.pair import PairConfig, pair_options
 from xmsd_jax.pipeline.rows import TEXT, DraftRow
 from xmsd_jax.pipeline.trained import Trained, chosen
@@ -62,6 +62,7 @@ class LivePair:
         engine: EngineConfig | None = None,
         decisions: Decisions | None = None,
         room: int | None = None,
+        library_target: Any = None,
     ) -> None:
         """Put an engine under loaded models; drafters are made as they are asked for.
 
@@ -73,9 +74,11 @@ class LivePair:
             engine: under verifiers and lane; None: the default one.
             decisions: what stands between every verifier and the loop, as a replay of recorded answers.
             room: tokens after the prompt that static caches hold; None: an answer, and some to spare.
+            library_target: the target once more, for rows of plain decoding by the library's own 4-bit products: over
+                this engine, and eager. None: there is no such row.
         """
         from torch_bridge.drafter import TorchLane
-        from torch_bridge.exchange import share
+        from torch_bridge.exchange import fetch, share
         from torch_bridge.quantize import dense_weight
         from torch_bridge.verifier import SharedVerifier, TorchVerifier
 
@@ -85,7 +88,7 @@ class LivePair:
         self._rows = engine.rows(room)
         whole = TorchVerifier(self.target, engine.session(self.target, room))
         shared = SharedVerifier(self.target, engine.session(self.target, room))
-        self.eager: Verifier = decided(TorchVerifier(self.target))
+        self.eager: Verifier = decided(TorchVerifier(self.target if library_target is None else library_target))
         self.verifier: Verifier = decided(whole)
         self.shared: Verifier = decided(shared)
         session = engine.session(self.drafter_model, room)
@@ -93,8 +96,15 @@ class LivePair:
         self.plain = EAGER if engine.cache == "growing" else f"target {engine.row(self.target.device.type)}"
         self.lengths, self._text, self._adapters = replace(lengths, lanes=engine.lanes), text, adapters
         self._library = decisions is None
-        self._warmed = (whole, shared, self.lane)
+        self._warmed: tuple[Any, ...] = (whole, shared, self.lane)
+        self.by_library: Verifier | None = None
+        if library_target is not None:
+            session = replace(engine, products="library").session(library_target, room)
+            library = TorchVerifier(library_target, session)
+            self.by_library = decided(library)
+            self._warmed += (library,)
         self._head = TokenHead.of(share(dense_weight(self.target.lm_head)), self.target.real_vocabulary)
+        self._fetch = fetch
         self._made: dict[tuple[str, int], Drafter] = {}
 
     @classmethod
@@ -136,6 +146,7 @@ class LivePair:
                 lane=self.lane,
                 draft_len=count,
                 windows=partial(self._window, stream=self.lane.stream),
+                fetch=partial(self._fetch, stream=self.lane.stream),
             )
         adapter: Any = one.adapter
         return RolloutDrafter(
@@ -145,6 +156,7 @@ class LivePair:
             gamma=count,
             max_new_tokens=self.lengths.max_new_tokens,
             windows=self._window,
+            fetch=self._fetch,
             mode=one.mode,
             lane=self.lane,
             first_rows=self.lengths.prefill_draft_len + 1,
@@ -179,9 +191,16 @@ class LivePair:
             lengths=draft_lengths,
         )
 
+    @property
+    def library_row(self) -> str:
+        """The name of plain decoding over the engine by the library's products."""
+        return f"{self.plain}, {LIBRARY}"
+
     def plain_rungs(self, *, engine_alone: bool = False) -> list[Rung]:
         """The rows that do not speculate: over the engine, eager, and (unless answers are replayed) `generate()`."""
         plain = {EAGER: self.eager, self.plain: self.verifier}
+        if self.by_library is not None:
+            plain[self.library_row] = self.by_library
         if engine_alone:
             plain = {self.plain: self.verifier}
         count = self.lengths.max_new_tokens

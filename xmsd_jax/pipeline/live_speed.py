@@ -59,7 +59,7 @@ class LiveSpeedConfig:
     many, evenly spread. gamma, prefill_draft_len, order, repeats: as in a benchmark of a real pair. passes: lengths M
     that are timed alone; beyond those of the engine they are read as prompts are. exact_answers: of the target's own,
     decoded with an oracle (acceptance `exact_acceptance`) and alone, with and without exact passes. parts: to measure.
-    made: the clip that is looked at. threads: of torch on a CPU.
+    quantised_exact_answers: the same in NF4. made: the clip that is looked at. threads: of torch on a CPU.
     """
 
     imposed: Imposed
@@ -83,12 +83,21 @@ class LiveSpeedConfig:
     passes: tuple[int, ...] = (1, 2, 4, 6, 9, 12, 16)
     pass_repeats: int = 30
     exact_answers: int = 8
+    quantised_exact_answers: int = 8
     exact_acceptance: float = 0.8
     parts: tuple[Part, ...] = ("passes", "replayed", "beside", "imposed", "exact")
 
     def __post_init__(self) -> None:
         """Raise ConfigError for numbers below one, and for rows that would be decoded twice."""
-        for name in ("replayed_answers", "max_new_tokens", "gamma", "prefill_draft_len", "order", "exact_answers"):
+        for name in (
+            "replayed_answers",
+            "max_new_tokens",
+            "gamma",
+            "prefill_draft_len",
+            "order",
+            "exact_answers",
+            "quantised_exact_answers",
+        ):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}: must be at least 1, got {getattr(self, name)}")
         if self.repeats < 3 or self.pass_repeats < 3:

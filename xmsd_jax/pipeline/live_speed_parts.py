@@ -73,10 +73,25 @@ class Bench:
             folder = ClipFolder.open(path) if stage.reused else write_made_clips(path, self.config.made)
         return folder.load(folder.clips[0])
 
+    @cached_property
+    def library_target(self) -> Any:
+        """The target once more, to multiply few rows as the library does; None where the engine does so anyway."""
+        import torch
+
+        from torch_bridge.made_pair import made_target
+
+        config = self.config
+        on_gpu = torch.device(config.device).type == "cuda"
+        if self.quantisation.format == "none" or config.engine.products == "library" or not on_gpu:
+            return None
+        how = {"device": config.device, "dtype": getattr(torch, config.dtype), "seed": config.seed}
+        return made_target(config.shape, self.quantisation, **how)
+
     def release(self) -> None:
         """Give the pair's memory back."""
         from torch_bridge.extract_speed import release_memory
 
+        self.__dict__.pop("library_target", None)
         if "models" in self.__dict__:
             device = self.models[0].device
             del self.models
@@ -88,9 +103,11 @@ class Bench:
         from torch_bridge.extract_speed import device_name
         from torch_bridge.vlm import Session
 
-        config, (target, drafter) = self.config, self.models
+        config, (target, drafter), library = self.config, self.models, self.library_target
         found: dict[str, Any] = {"device": device_name(target.device), "quantisation": target.quantisation}
-        sessions = {"eager": Session(target), "engine": self._session(target)}
+        sessions = {"eager": Session(target if library is None else library), "engine": self._session(target)}
+        if library is not None:
+            sessions["library"] = replace(config.engine, products="library").session(library, self._room)
         for name, session in sessions.items():
             prompts = step_speed.prompt_seconds(
                 session, QUESTIONS[0], self.clip, repeats=5, riding=config.prefill_draft_len
@@ -104,6 +121,11 @@ class Bench:
             found[f"groups_{count}"] = groups
         products = {m: step_speed.product_seconds(target, m, repeats=config.pass_repeats) for m in config.passes}
         found["products"] = step_speed.millis(products)
+        if library is not None:
+            products = {m: step_speed.product_seconds(library, m, repeats=config.pass_repeats) for m in config.passes}
+            found["library products"] = step_speed.millis(products)
+        heads = {m: step_speed.head_seconds(target, m, repeats=config.pass_repeats) for m in (1, 6)}
+        found["head"] = step_speed.millis(heads)
         lane = self._session(drafter)
         prompts = step_speed.prompt_seconds(lane, QUESTIONS[0], self.clip, repeats=5, riding=1)
         steps = step_speed.pass_seconds(lane, (1,), repeats=config.pass_repeats)
@@ -144,16 +166,23 @@ class Bench:
         """The target's own answers, alone and with an oracle's drafts: how many differ, and what exactness costs."""
         config = self.config
         exact = replace(config.engine, exact=True, lengths=(config.gamma + 1,))
-        return {name: self._own_answers(engine) for name, engine in (("engine", config.engine), ("exact", exact))}
+        engines = {"engine": config.engine, "exact": exact}
+        return {name: self._own_answers(engine, self._asked_exactly) for name, engine in engines.items()}
 
-    def _own_answers(self, engine: Any) -> dict[str, Any]:
-        from torch_bridge.verifier import TorchVerifier
+    @property
+    def _asked_exactly(self) -> list[Prompt]:
+        """Prompts about one clip, no two of them alike."""
+        config, clip = self.config, self.clip
+        count = config.exact_answers if self.quantisation.format == "none" else config.quantised_exact_answers
+        questions = [f"{QUESTIONS[n % len(QUESTIONS)]} ({n})" for n in range(count)]
+        return [Prompt(clip=clip, question=question) for question in questions]
+
+    def _own_answers(self, engine: Any, prompts: Sequence[Prompt]) -> dict[str, Any]:
+        from torch_bridge.verifier import SharedVerifier
 
         config, target = self.config, self.models[0]
-        verifier = TorchVerifier(target, engine.session(target, self._room))
+        verifier = SharedVerifier(target, engine.session(target, self._room, keep_visual=True))
         how = LiveConfig(gamma=config.gamma, max_new_tokens=config.max_new_tokens)
-        clips = [replace(self.clip, name=f"made-{number}") for number in range(config.exact_answers)]
-        prompts = [Prompt(clip=clip, question=QUESTIONS[n % len(QUESTIONS)]) for n, clip in enumerate(clips)]
         seconds, wrong = {"alone": 0.0, "drafted": 0.0}, list[dict[str, int]]()
         verifier.warm(prompts[0])
         for number, prompt in enumerate(progress(prompts, total=len(prompts), label=engine.words)):
@@ -188,6 +217,7 @@ class Bench:
             engine=config.engine,
             decisions=lambda verifier: Replayed(verifier, asked.answers),
             room=self._room,
+            library_target=self.library_target,
         )
 
     def _adapter(self, name: str) -> Trained:

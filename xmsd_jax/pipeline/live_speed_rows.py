@@ -6,6 +6,7 @@ from typing import Any
 
 from xmsd_jax.config import dump
 from xmsd_jax.data.made_shape import MadeShape
+from xmsd_jax.pipeline.engine import LIBRARY
 from xmsd_jax.pipeline.extract_rows import Asked
 from xmsd_jax.report.rows import is_map_point
 from xmsd_jax.runs import Row
@@ -16,7 +17,15 @@ PHASE_2 = ("draft", "sync", "verify", "host")
 RIDE, ALONE = "n-gram (ride)", "n-gram"
 ASKED = {
     ("none", "token_ms"): Asked(bound=5.0, at_most=True),
-    ("nf4", "token_ms"): Asked(bound=4.8, at_most=True),
+    ("nf4", "token_ms by the library"): Asked(bound=4.8, at_most=True),
+    ("nf4", "decode_1_ms"): Asked(bound=2.7, at_most=True),
+    ("nf4", "verify_6_ms"): Asked(bound=3.2, at_most=True),
+    ("nf4", "products_ms 1"): Asked(bound=1.6, at_most=True),
+    ("nf4", "products_ms 6"): Asked(bound=1.7, at_most=True),
+    ("nf4", "products_ms 16"): Asked(bound=2.3, at_most=True),
+    ("nf4", "speedup_over_library"): Asked(bound=1.9),
+    ("nf4", "decode_speedup ride"): Asked(bound=1.4),
+    ("nf4", "exact_divergences"): Asked(bound=0, at_most=True),
     ("none", "verify_6_ms"): Asked(bound=5.6, at_most=True),
     ("none", "iteration_over_parts"): Asked(bound=1.08, at_most=True),
     ("none", "proposal_ms"): Asked(bound=1.1, at_most=True),
@@ -67,8 +76,9 @@ def table(rows: Sequence[Row]) -> str:
 _SECONDS = ("target_alone", "target_beside", "lane_alone", "lane_beside", "both", "step")
 _SHOWN = (
     "token_ms", "verify_6_ms", "pass_ms", "products_ms", "iteration_over_parts", "proposal_ms",
-    "predicted_off_by", "speedup", "decode_speedup", "iterations_saved", "beside_kappa", "beside_hidden",
-    "beside_window", "exact_divergences", "divergences_without_exact", "exact_cost",
+    "predicted_off_by", "speedup", "decode_speedup", "speedup_over_library", "decode_speedup_over_library",
+    "iterations_saved", "beside_kappa", "beside_hidden", "beside_window", "exact_divergences",
+    "divergences_without_exact", "exact_cost", "decode_1_ms", "head_ms",
 )  # fmt: skip
 
 
@@ -87,6 +97,7 @@ class _Rows:
         self.format, self.made = quantisation, list[Row]()
         self.full = config.shape == MadeShape() and config.dtype == "bfloat16" and config.device.startswith("cuda")
         self.plain = f"target {config.engine.row(config.device.partition(':')[0])}"
+        self.by_library = f"{self.plain}, {LIBRARY}"
         self.shared = {
             "dtype": config.dtype,
             "format": "NF4" if quantisation == "nf4" else config.dtype,
@@ -102,7 +113,7 @@ class _Rows:
         """One row; `spread`: the values that `value` stands for; `figure`: its name in ASKED, the metric by default."""
         ends = {"low": min(spread), "high": max(spread), "n": len(spread)} if len(spread) else {}
         asked = ASKED.get((self.format, figure or metric))
-        if asked is not None and figure != "-":
+        if asked is not None:
             more["asked"] = str(asked)
             more |= {"reached": asked.reached(value)} if self.full else {}
         settings = {**self.shared, **more}
@@ -113,17 +124,26 @@ class _Rows:
 
 def _pass_rows(rows: _Rows, numbers: Mapping[str, Any]) -> None:
     about = {"device": numbers["device"], "context": numbers["context"], "quantisation": numbers["quantisation"]}
-    for name, row in (("eager", EAGER), ("engine", rows.plain)):
+    for name, row in (("eager", EAGER), ("library", rows.by_library), ("engine", rows.plain)):
+        if name not in numbers:
+            continue
         for part, ms in numbers[name]["prompt"].items():
             rows.add(row, f"{part.replace(' ', '_')}_ms", median(ms), "ms", spread=ms, **about)
         for count, ms in numbers[name]["passes"].items():
             rows.add(row, "pass_ms", median(ms), "ms", spread=ms, M=int(count), **about)
     passes = numbers["engine"]["passes"]
-    if "6" in passes:
-        rows.add(rows.plain, "verify_6_ms", median(passes["6"]), "ms", spread=passes["6"], M=6, **about)
-    for count, ms in numbers["products"].items():
-        told = "all linear layers but the head, one after the other"
-        rows.add("linear layers", "products_ms", median(ms), "ms", spread=ms, M=int(count), counted=told, **about)
+    for count, metric in (("1", "decode_1_ms"), ("6", "verify_6_ms")):
+        if count in passes:
+            rows.add(rows.plain, metric, median(passes[count]), "ms", spread=passes[count], M=int(count), **about)
+    about["counted"] = "all linear layers but the head, one after the other"
+    for row, products in (("linear layers", "products"), (f"linear layers, {LIBRARY}", "library products")):
+        for count, ms in numbers.get(products, {}).items():
+            figure = f"products_ms {count}" if products == "products" else "-"
+            rows.add(row, "products_ms", median(ms), "ms", spread=ms, figure=figure, M=int(count), **about)
+    about["counted"] = "alone"
+    for count, ms in numbers["head"].items():
+        rows.add("head", "head_ms", median(ms), "ms", spread=ms, M=int(count), **about)
+    del about["counted"]
     for count in (1, 6):
         groups = numbers[f"groups_{count}"]
         for group, spent in groups["groups_us"].items():
@@ -157,12 +177,13 @@ def _ladder_rows(rows: _Rows, ladders: Sequence[Row]) -> None:
 
 def _token_rows(rows: _Rows, ladders: Sequence[Row]) -> None:
     """Milliseconds a token of plain decoding, the loop's own time included: of replayed answers, or of imposed ones."""
-    plain = [row for row in ladders if row.row == rows.plain and row.kind != "predicted"]
-    found = {(row.metric, row.settings.get("clips")): row.value for row in plain}
-    for (metric, clips), decoded in found.items():
-        tokens = found.get(("tokens", clips))
-        if metric == "decode_ms" and decoded is not None and tokens is not None:
-            rows.add(rows.plain, "token_ms", decoded / (tokens - 1), "ms", clips=clips)
+    for name, figure in ((rows.plain, "token_ms"), (rows.by_library, "token_ms by the library")):
+        plain = [row for row in ladders if row.row == name and row.kind != "predicted"]
+        found = {(row.metric, row.settings.get("clips")): row.value for row in plain}
+        for (metric, clips), decoded in found.items():
+            tokens = found.get(("tokens", clips))
+            if metric == "decode_ms" and decoded is not None and tokens is not None:
+                rows.add(name, "token_ms", decoded / (tokens - 1), "ms", figure=figure, clips=clips)
 
 
 def _asked_speedups(rows: _Rows, ladders: Sequence[Row]) -> None:
@@ -171,6 +192,8 @@ def _asked_speedups(rows: _Rows, ladders: Sequence[Row]) -> None:
         (RIDE, "speedup", "speedup"),
         (RIDE, "decode_speedup", "decode_speedup ride"),
         (ALONE, "decode_speedup", "decode_speedup none"),
+        (RIDE, "speedup_over_library", "speedup_over_library"),
+        (RIDE, "decode_speedup_over_library", "-"),
     ):
         row = replayed.get((name, metric))
         if row is not None and row.value is not None:
