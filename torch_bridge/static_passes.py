@@ -80,4 +80,13 @@ def _pieces(compiled: bool) -> tuple[FewLayer, Callable[..., tuple[Tensor, Tenso
     """A layer and the end of a pass. Compiled ones are compiled once a length: the layers of a model share them."""
     if not compiled:
         return few_layer, finish
-    return torch.compile(few_layer, dynamic=False), torch.compile(finish, dynamic=False)
+    how: Any = {"dynamic": False, "options": _options()}
+    return torch.compile(few_layer, **how), torch.compile(finish, **how)
+
+
+def _options() -> dict[str, Any]:
+    """Compiled kernels begin while the one before still runs (programmatic dependent launch), where that can be."""
+    from torch._inductor import config
+
+    able = torch.cuda.is_available() and torch.cuda.get_device_capability() >= (9, 0)
+    return {"triton.enable_pdl": True} if able and hasattr(config.triton, "enable_pdl") else {}

@@ -1,18 +1,20 @@
 """Kernels compute what the plain forms compute: value, sums and every gradient. Interpreted on a CPU."""
 
+import math
 from functools import cache
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from tests.adapters import fused_steps
 from tests.adapters.fused_steps import LENGTH, WIDTH, computed, step_of, truth, use_kernels
 from tests.adapters.small import noise
 from xmsd_jax.adapters import fused_gelu, fused_norms
 from xmsd_jax.adapters.attend import attend, attend_plain, is_fused, rows_are_fused
-from xmsd_jax.adapters.blocks import gelu, unit_rows
+from xmsd_jax.adapters.blocks import Linear, gelu, unit_rows
 from xmsd_jax.adapters.fused_attention import attend_fused
 from xmsd_jax.adapters.fused_loss import Compared, norm_loss_fused
 from xmsd_jax.adapters.noise import drop
@@ -91,6 +93,22 @@ def test_kernels_are_for_half_precision_on_a_gpu_and_powers_of_two(monkeypatch):
     assert not is_fused(low.astype(jnp.float32))
     assert not is_fused(low[..., : 3 * 64]), "heads of 8"
     assert not is_fused(jnp.zeros((1, 129, 3 * WIDTH), jnp.bfloat16)), "more positions than a block holds"
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (2, 2), (5,), (3, 50)])
+def test_few_rows_among_zeros_give_the_same_product(monkeypatch, shape):
+    """Up to 4 rows are computed among 16; in bfloat16 on a GPU alone."""
+    linear = Linear(WIDTH, 24, rngs=nnx.Rngs(0))
+    x = normal(*shape, WIDTH, seed=8).astype(jnp.bfloat16)
+    wanted = linear.product(x)
+    padded = "pad" in str(jax.make_jaxpr(linear.product)(x))
+    monkeypatch.setattr("xmsd_jax.adapters.attend.BACKENDS", ("cpu",))
+    found = linear.product(x)
+    assert not padded
+    assert ("pad" in str(jax.make_jaxpr(linear.product)(x))) == (math.prod(shape) <= 4)
+    assert "pad" not in str(jax.make_jaxpr(linear.product)(x.astype(jnp.float32)))
+    assert found.shape == wanted.shape
+    assert jnp.allclose(found.astype(jnp.float32), wanted.astype(jnp.float32), rtol=0.01, atol=0.02)
 
 
 def normal(*shape: int, seed: int) -> jax.Array:

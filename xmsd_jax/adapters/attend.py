@@ -53,7 +53,12 @@ def is_fused(qkv: Array) -> bool:
 
 def rows_are_fused(width: int, dtype: Any) -> bool:
     """Whether row kernels take states of such a width: bfloat16 on a GPU, a power of two."""
-    return width & (width - 1) == 0 and dtype == jnp.bfloat16 and jax.default_backend() in BACKENDS
+    return width & (width - 1) == 0 and has_kernels(dtype)
+
+
+def has_kernels(dtype: Any) -> bool:
+    """Whether this backend computes in such a dtype by forms of our own: bfloat16 on a GPU."""
+    return dtype == jnp.bfloat16 and jax.default_backend() in BACKENDS
 
 
 def attend_plain(qkv: Array, real: Array, causal: bool, noise: Noise | None) -> Array:

@@ -13,9 +13,12 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
-from xmsd_jax.adapters.attend import attend, heads, rows_are_fused, scaled, softmax
+from xmsd_jax.adapters.attend import attend, has_kernels, heads, rows_are_fused, scaled, softmax
 from xmsd_jax.adapters.interface import EPSILON, Seen
 from xmsd_jax.adapters.noise import Noise, drop
+
+FEW_ROWS, TILE_ROWS = 4, 16
+"""Rows up to which a product is computed among rows of zeros, and with how many in all."""
 
 
 def kaiming_normal(gain: float) -> nnx.Initializer:
@@ -35,7 +38,15 @@ class Linear(nnx.Linear):
 
     def product(self, x: Float[Array, "... d"]) -> Float[Array, "... e"]:
         """`x @ kernel`, for what adds the bias itself."""
-        return x @ self.kernel[...].astype(x.dtype)
+        kernel, rows = self.kernel[...].astype(x.dtype), math.prod(x.shape[:-1])
+        if rows <= FEW_ROWS and has_kernels(x.dtype):
+            return _among_zeros(x.reshape(rows, -1), kernel).reshape(*x.shape[:-1], -1)
+        return x @ kernel
+
+
+def _among_zeros(x: Float[Array, "m d"], kernel: Float[Array, "d e"]) -> Float[Array, "m e"]:
+    """`x @ kernel` as a product of matrices: a vector's XLA makes of sums, some by way of memory, at half the speed."""
+    return (jnp.pad(x, ((0, TILE_ROWS - len(x)), (0, 0))) @ kernel)[: len(x)]
 
 
 class LayerNorm(nnx.LayerNorm):
