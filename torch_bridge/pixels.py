@@ -1,5 +1,8 @@
 """CLIP preprocessing without torchvision: shortest edge to `size` (bicubic), centre crop, normalise."""
 
+from collections.abc import Sequence
+from functools import cache
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -9,21 +12,38 @@ CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
-def clip_pixels(frames: np.ndarray, size: int) -> Tensor:
+def clip_pixels(frames: np.ndarray, size: int, chosen: Sequence[int] | np.ndarray | None = None) -> Tensor:
     """RGB frames uint8[f, y, x, 3] -> float32[f, 3, size, size], as CLIP's image processor makes them.
 
     Frames that already have the size are only normalised. Resizing is antialiased bicubic on bytes, width first, each
     pass rounded to 8 bits: bit-equal to transformers' processors over torchvision; those over PIL round their filter
     otherwise, 3 pixels of 1000 are one grey level off.
+
+    Args:
+        frames: the pictures.
+        size: of a side.
+        chosen: numbers of the frames to take, in order; None takes them all. They are not copied first.
     """
     if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3 or 0 in frames.shape:
         raise ValueError(
             f"frames are uint8[f, y, x, 3], got {frames.dtype}{list(frames.shape)}; convert them to RGB first"
         )
-    pixels = torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 3, 1, 2)
-    pixels = _centre_crop(_shortest_edge(pixels, size), size) / 255.0
-    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (CLIP_MEAN, CLIP_STD))
-    return (pixels - mean) / std
+    taken = range(len(frames)) if chosen is None else chosen
+    return torch.stack([_resized(frames[at], size) for at in taken])
+
+
+def _resized(frame: np.ndarray, size: int) -> Tensor:
+    """One frame [y, x, 3] -> [3, size, size], its bytes replaced by normalised levels."""
+    pixels = torch.from_numpy(np.ascontiguousarray(frame)).permute(2, 0, 1)[None]
+    small = _centre_crop(_shortest_edge(pixels, size), size)[0].numpy()
+    return torch.from_numpy(np.stack([levels[colour] for levels, colour in zip(_levels(), small, strict=True)]))
+
+
+@cache
+def _levels() -> np.ndarray:
+    """The normalised level of every byte, float32[3, 256]: looked up, since dividing each pixel takes longer."""
+    mean, std = (torch.tensor(v)[:, None] for v in (CLIP_MEAN, CLIP_STD))
+    return ((torch.arange(256, dtype=torch.uint8) / 255.0 - mean) / std).numpy()
 
 
 def _shortest_edge(pixels: Tensor, size: int) -> Tensor:

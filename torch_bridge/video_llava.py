@@ -70,7 +70,7 @@ class Target(LoadedModel):
 
     def pixels(self, clip: Clip) -> Tensor:
         """The eight chosen frames as float32[8, 3, y, x]."""
-        return clip_pixels(clip.video[chosen_frames(len(clip.video))], self._image_size)
+        return clip_pixels(clip.video, self._image_size, chosen_frames(len(clip.video)))
 
     def visual(self, pixels: Tensor) -> Tensor:
         """Frames [c, f, 3, y, x] -> video tokens [c, s, d] (2056 in the 7B model)."""
