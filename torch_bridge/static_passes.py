@@ -22,7 +22,7 @@ _HEADER = 2  # numbers before the ids: length, first row
 
 
 class FewPass:
-    """Reads exactly `count` tokens."""
+    """Reads `count` tokens; fewer are followed by the last one again, which nobody looks at."""
 
     def __init__(self, vlm: VLM, memory: StaticMemory, count: int, *, compiled: bool, pool: Any = None) -> None:
         """Prepare; the graph is captured by the first call. `pool`: of graphs, on a GPU."""
@@ -31,26 +31,29 @@ class FewPass:
         self._layer, self._finish = _pieces(compiled)
         if compiled:  # here, since torch keeps such settings by thread, and this one compiles next
             torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, PROGRAMS)
-        on_gpu = vlm.device.type == "cuda"
+        self._device = vlm.device
+        on_gpu = self._device.type == "cuda"
         self._packet = torch.zeros(_HEADER + count, dtype=torch.int64, pin_memory=on_gpu)
         self._emitted = torch.zeros(count, dtype=torch.int32, pin_memory=on_gpu)
-        self._device_packet = self._packet.to(vlm.device)
+        self._told, self._found = self._packet.numpy(), self._emitted.numpy()
+        self._device_packet = self._packet.to(self._device)
         self._graph: torch.cuda.CUDAGraph | None = None
 
     def __call__(self, ids: Sequence[int] | np.ndarray, length: int, row: int) -> np.ndarray:
-        """Read `ids` behind `length` tokens, states into rows `row`..; the id that each state emits, int32[count].
+        """Read m `ids` behind `length` tokens, states into rows `row`..; the id that each state emits, int32[m].
 
         Waits for the device. The ids are a view: read them before the next call.
         """
-        packet = self._packet.numpy()
-        packet[:_HEADER] = length, row
-        packet[_HEADER:] = ids
+        stop = _HEADER + len(ids)
+        self._told[:_HEADER] = length, row
+        self._told[_HEADER:stop] = ids
+        self._told[stop:] = ids[-1]
         self._run()
-        return self._emitted.numpy()
+        return self._found[: len(ids)]
 
     @torch.inference_mode()
     def _run(self) -> None:
-        device = self._vlm.device
+        device = self._device
         if device.type != "cuda":
             return self._work()
         if self._graph is None:

@@ -176,8 +176,7 @@ class StaticSession(Session):
         if length is None or length < count:
             self._note(row, self._held().read_chunk(embed(self.vlm, ids), self._length))
         else:
-            padded = np.pad(ids, (0, length - count), mode="edge")
-            self._ids[row : row + count] = self._pass(length)(padded, self._length, row)[:count]
+            self._ids[row : row + count] = self._pass(length)(ids, self._length, row)
         self._length += count
 
     def _note(self, row: int, states: Tensor) -> None:

@@ -21,7 +21,7 @@ class TorchVerifier:
 
     def __init__(self, vlm: VLM, session: Session | None = None) -> None:
         """Verify with `vlm`, which is loaded already, in `session`; None: eagerly."""
-        self.vlm = vlm
+        self.vlm, self._device = vlm, vlm.device
         self._session = Session(vlm) if session is None else session
         self._times = {"vision": 0.0, "prefill": 0.0}
 
@@ -93,8 +93,8 @@ class TorchVerifier:
 
     def synchronize(self) -> None:
         """Wait for what this thread has asked of the device; the drafter's stream goes on."""
-        if self.vlm.device.type == "cuda":
-            torch.cuda.current_stream(self.vlm.device).synchronize()
+        if self._device.type == "cuda":
+            torch.cuda.current_stream(self._device).synchronize()
 
     @torch.inference_mode()
     def _emit(self, hidden: Tensor, logits: bool) -> Verified:
