@@ -18,10 +18,12 @@ from torch import Tensor
 from torch_bridge.few_rows import MOST_TOKENS
 from torch_bridge.fused_projections import fuse
 from torch_bridge.nf4.linear import fuse_nf4
+from torch_bridge.static_look import GraphedLook
 from torch_bridge.static_memory import StaticMemory
 from torch_bridge.static_passes import FewPass
 from torch_bridge.vlm import VLM, Session, checked_ids, embed
 from xmsd_jax.config import ConfigError
+from xmsd_jax.data.clips import Clip
 from xmsd_jax.decoding.ports import LateIds, SomeIds, now
 
 LENGTHS = (1, 2, 4, 6, 9)
@@ -78,6 +80,7 @@ class StaticSession(Session):
         self._ids = np.empty(0, np.int32)  # that the rows of `states` emit
         self._length = 0
         self._pool = torch.cuda.graph_pool_handle() if on_gpu else None
+        self._look = GraphedLook(vlm) if on_gpu else vlm.look
         if on_gpu:
             fuse(vlm.language_model)
             if fused_nf4:
@@ -92,6 +95,11 @@ class StaticSession(Session):
     def states(self) -> Tensor:
         """The buffer of states, [rows, d]. Raises ValueError before any prompt."""
         return self._held().states
+
+    @torch.inference_mode()
+    def encode(self, clip: Clip) -> Tensor:
+        """See `Session`; on a GPU one graph."""
+        return self._look(self.vlm.pixels(clip))
 
     @torch.inference_mode()
     def prefill(self, question: str, visual: Tensor, ids: LateIds = ()) -> Tensor:

@@ -78,6 +78,16 @@ def test_a_draft_that_comes_late_rides_as_one_that_was_known(exact):
     torch.testing.assert_close(static.verify([5, 6]), eager.verify([5, 6]), **CLOSE)
 
 
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_clip_is_seen_as_the_model_sees_it_however_often(device):
+    """On a GPU by a captured graph: each call has tokens of its own, the next one's do not replace them."""
+    vlm = target_on(device)
+    _, static = both(vlm)
+    seen = [static.encode(prompt.clip) for prompt in (*PROMPTS, PROMPTS[0])]
+    for tokens, prompt in zip(seen, (*PROMPTS, PROMPTS[0]), strict=True):
+        assert torch.equal(tokens, vlm.encode(prompt.clip))
+
+
 @MODES
 def test_visual_tokens_that_are_kept_are_read_once_for_all_questions_about_them(exact, monkeypatch):
     eager, static = both(fake_target(), exact=exact, keep_visual=True)
