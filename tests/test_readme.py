@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -155,3 +156,40 @@ def test_links_lead_to_files():
     links = [link for link in re.findall(r"\]\(([^)]+)\)", README) if "://" not in link]
     assert len(links) >= 4
     assert [link for link in links if not (ROOT / link).exists()] == []
+
+
+def test_the_figures_of_live_decoding_are_those_of_the_committed_results():
+    rows, about = read_results(ROOT / "results" / "live_h100")
+    assert "the tree that ran is commit" in about["note"]
+    plain, library, ride = "target compiled", "target compiled, library products", "ladder: n-gram (ride)"
+
+    def of(metric: str, row: str = plain, form: str = "NF4", **settings: Any) -> float:
+        wanted = {"format": form, **settings}
+        found = [r for r in rows if (r.metric, r.row) == (metric, row) and wanted.items() <= r.settings.items()]
+        return next(r.value for r in found if r.kind != "predicted" and r.value is not None)
+
+    def bf16(metric: str, row: str = plain) -> float:
+        return of(metric, row, "bfloat16")
+
+    def every(metric: str) -> dict[str, float]:
+        return {r.row: r.value or 0 for r in rows if r.metric == metric and r.settings["format"] == "bfloat16"}
+
+    off, parts = every("predicted_off_by"), every("iteration_over_parts").values()
+    expected = {
+        "ms a token, bf16": f"**{bf16('token_ms'):.2f}**; {bf16('decode_1_ms'):.2f} as a pass alone",
+        "ms a token, NF4": f"**{of('token_ms', library):.2f}** / **{of('token_ms'):.2f}**; as a pass alone "
+        f"{of('pass_ms', library, M=1):.2f} / {of('decode_1_ms'):.2f}",
+        "verify-6": f"**{bf16('verify_6_ms'):.2f}** / {of('verify_6_ms'):.2f}, and {of('pass_ms', library, M=6):.1f}",
+        "224 linear": " / ".join(f"{of('products_ms', 'linear layers', M=m):.2f}" for m in (1, 6, 16)),
+        "iteration over": f"{min(parts):.2f} to {max(parts):.2f}",
+        "predicted against": f"{min(off.values()) * 100:.1f} to {max(off.values()) * 100:.1f} %",
+        "n-gram, whole answer, against": f"{bf16('speedup', ride):.2f}x",
+        "decode part alone": f"{bf16('decode_speedup', ride):.2f}x / {bf16('decode_speedup', 'ladder: n-gram'):.2f}x",
+        "`ride` against": f"{bf16('iterations_saved', ride):.2f} passes",
+        "n-gram in NF4, whole": f"{of('speedup_over_library', ride):.2f}x",
+        "the same, decode alone": f"{of('decode_speedup', ride):.2f}x",
+    }
+    for line, figure in expected.items():
+        assert any(line in text and figure in text for text in README.splitlines()), (line, figure)
+    missed = {row for row, share in off.items() if share > 0.05}
+    assert missed == {"template (ride)", "n-gram", "n-gram (wait)", "n-gram (ride)"}
