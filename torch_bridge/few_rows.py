@@ -52,6 +52,17 @@ def _(query: Tensor, keys: Tensor, values: Tensor, length: Tensor) -> Tensor:
     return new_output(query)
 
 
+def attend_few_fixed(query: Tensor, keys: Tensor, values: Tensor, length: Tensor) -> Tensor:
+    """As `attend_few`, and on a CPU too a token's bits depend neither on its place among m new ones nor on the length.
+
+    There all columns are looked at, used or not, so that sums have one order. It costs more.
+    """
+    if query.device.type == "cuda":
+        return attend_few(query, keys, values, length)
+    _check(query, keys, values, length)
+    return _attend_capacity(query, keys, values, length)
+
+
 def new_output(query: Tensor) -> Tensor:
     """Memory for the result, [1, h, m, e] laid out as [1, m, h, e]."""
     batch, heads, tokens, size = query.shape
@@ -92,7 +103,7 @@ def _attend_used(query: Tensor, keys: Tensor, values: Tensor, length: int) -> Te
 
 
 def _attend_capacity(query: Tensor, keys: Tensor, values: Tensor, length: Tensor) -> Tensor:
-    """Over all columns, without a look at the length: for a GPU without triton, and slow."""
+    """Over all columns, without a look at the length: for a GPU without triton, and for `attend_few_fixed`. Slow."""
     tokens, device = query.shape[2], query.device
     column = torch.arange(keys.shape[2], device=device)
     unused = (column >= length + tokens)[:, None]

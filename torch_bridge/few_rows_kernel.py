@@ -83,7 +83,8 @@ def attend_splits(query: Tensor, keys: Tensor, values: Tensor, length: Tensor, t
 @cache
 def _overlap(device: torch.device) -> dict[str, Any]:
     """Options of a launch that may begin early, where the device can."""
-    early = torch.cuda.get_device_capability(device) >= (9, 0) if device.type == "cuda" else False
+    able = device.type == "cuda" and torch.version.cuda is not None
+    early = able and torch.cuda.get_device_capability(device) >= (9, 0)
     return {"EARLY": True, "launch_pdl": True} if early else {"EARLY": False}
 
 

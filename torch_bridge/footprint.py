@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from torch_bridge.nf4.linear import is_fused
+from torch_bridge.nf4.linear import FusedNF4Linear, ParallelNF4, is_fused
 from xmsd_jax.data.quantisation import HEAD, PROJECTORS, TOWERS, names
 
 PARTS = ("linears", "norms", "embeddings", "head", "towers", "projector", "tables")
@@ -66,9 +66,9 @@ def _held(model: nn.Module) -> Iterator[tuple[str, str, Tensor]]:
             if own == "weight":
                 yield from ((part, "scales", tensor) for tensor in _state(getattr(parameter, "quant_state", None)))
         for own, buffer in module.named_buffers(recurse=False):
-            yield "linears" if own == "tiles" else "tables", "weights", buffer
+            yield _part(name, module) if own == "tiles" else "tables", "weights", buffer
         if is_fused(module):
-            yield from (("linears", "scales", tensor) for tensor in _state(module.quant_state))
+            yield from ((_part(name, module), "scales", tensor) for tensor in _state(module.quant_state))
 
 
 def _part(name: str, module: nn.Module) -> str:
@@ -77,7 +77,7 @@ def _part(name: str, module: nn.Module) -> str:
             return part
     if isinstance(module, nn.Embedding):
         return "embeddings"
-    return "linears" if isinstance(module, nn.Linear) else "norms"
+    return "linears" if isinstance(module, nn.Linear | FusedNF4Linear | ParallelNF4) else "norms"
 
 
 def _state(state: Any) -> Iterator[Tensor]:

@@ -29,18 +29,20 @@ class GraphedLook:
             self._read.synchronize()
         self._host.copy_(pixels)
         self._pixels.copy_(self._host, non_blocking=True)
-        self._read = torch.cuda.current_stream(self._vlm.device).record_event()
+        if self._host.is_pinned():
+            self._read = torch.cuda.current_stream(self._vlm.device).record_event()
         self._graph.replay()
         return self._seen.clone()
 
     def _capture(self, pixels: Tensor) -> None:
+        """Capture for frames of this shape; a failure leaves nothing captured, so the next call tries again."""
         vlm = self._vlm
+        self._graph = self._read = None
         self._seen = vlm.look(pixels)
-        self._host = torch.empty(pixels.shape, dtype=vlm.dtype, pin_memory=True)
+        self._host = torch.empty(pixels.shape, dtype=vlm.dtype, pin_memory=vlm.device.type == "cuda")
         self._pixels = pixels.to(vlm.device, vlm.dtype)
         # A side of its own: the other model may look, or take a step, at the same time.
         self._graph = captured(vlm.device, self._work, side=f"vision of {vlm.name}")
-        self._read = None
 
     def _work(self) -> None:
         self._seen.copy_(self._vlm.look(self._pixels))

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import LlamaModel
 
-from torch_bridge.few_rows import attend_few
+from torch_bridge.few_rows import attend_few, attend_few_fixed
 from torch_bridge.shared_prefix import forward, summands
 
 _ROUNDED = 128  # columns: prompts of nearly the same length share memory and graphs
@@ -26,13 +26,19 @@ FewLayer = Callable[..., tuple[Tensor, Tensor]]
 class StaticMemory:
     """Room for `columns` tokens and `rows` states of one Llama, on its device and in its dtype."""
 
-    def __init__(self, llama: LlamaModel, *, columns: int, rows: int) -> None:
-        """Take the memory: 2 * layers * key-value width numbers a column, d a row."""
+    def __init__(self, llama: LlamaModel, *, columns: int, rows: int, fixed: bool = False) -> None:
+        """Take the memory: 2 * layers * key-value width numbers a column, d a row.
+
+        `fixed`: few tokens attend by sums of one order at every length, see `attend_few_fixed`.
+        """
         config: Any = llama.config
         like = llama.norm.weight
         size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         shape = (1, config.num_key_value_heads, rounded(columns), size)
         self.llama, self.columns = llama, shape[2]
+        self._fixed = (
+            fixed and like.device.type != "cuda"
+        )  # where it is the same operation, the program is the same too
         self.layers = [(like.new_zeros(shape), like.new_zeros(shape)) for _ in range(config.num_hidden_layers)]
         self.states = like.new_zeros(rows, config.hidden_size)
 
@@ -65,7 +71,7 @@ class StaticMemory:
         model: Any = self.llama
         turned = model.rotary_emb(hidden, position_ids=columns[None])
         for layer, (keys, values) in zip(model.layers, self.layers, strict=True):
-            hidden, added = layer_pass(layer, hidden, added, turned, keys, values, columns, length)
+            hidden, added = layer_pass(layer, hidden, added, turned, keys, values, columns, length, self._fixed)
         return hidden, added
 
 
@@ -78,6 +84,7 @@ def few_layer(
     values: Tensor,
     columns: Tensor,
     length: Tensor,
+    fixed: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """One layer over few tokens [1, m, d]; keys and values go into `columns` int64[m] = length, length + 1, ...
 
@@ -87,7 +94,7 @@ def few_layer(
     def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         keys.index_copy_(2, columns, key)
         values.index_copy_(2, columns, value)
-        return attend_few(query, keys, values, length)
+        return (attend_few_fixed if fixed else attend_few)(query, keys, values, length)
 
     return summands(layer, hidden + added, turned, attend)
 

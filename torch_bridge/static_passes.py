@@ -91,5 +91,5 @@ def _options() -> dict[str, Any]:
     """Compiled kernels begin while the one before still runs (programmatic dependent launch), where that can be."""
     from torch._inductor import config
 
-    able = torch.cuda.is_available() and torch.cuda.get_device_capability() >= (9, 0)
+    able = torch.version.cuda is not None and torch.cuda.is_available() and torch.cuda.get_device_capability() >= (9, 0)
     return {"triton.enable_pdl": True} if able and hasattr(config.triton, "enable_pdl") else {}

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from torch_bridge.few_rows import MOST_TOKENS
 from torch_bridge.fused_projections import fuse
-from torch_bridge.nf4.linear import fuse_nf4
+from torch_bridge.nf4.linear import choose_products
 from torch_bridge.static_look import GraphedLook
 from torch_bridge.static_memory import StaticMemory
 from torch_bridge.static_passes import FewPass
@@ -56,11 +56,14 @@ class StaticSession(Session):
             exact: see the module.
             compiled: whether passes are compiled as well; None compiles on a GPU.
             fused_nf4: on a GPU, replace 4-bit layers in place by ones that multiply few rows with a kernel of our own
-                (`torch_bridge.nf4`), where it can be built; else they stay bitsandbytes'.
+                (`torch_bridge.nf4`), where it can be built; else they stay bitsandbytes'. The same for all sessions of
+                a model.
             keep_visual: a prompt about the visual tokens of the one before (the same tensor) reads its question alone.
+                Every prompt is read in two pieces then, so its states differ from those of a session without this by
+                rounding.
 
         Raises:
-            ConfigError: a length that is not in 1..16, or no room.
+            ConfigError: a length that is not in 1..16, no room, or other products than an earlier session's.
         """
         super().__init__(vlm)
         if room < 1 or not all(1 <= length <= MOST_TOKENS for length in lengths):
@@ -83,8 +86,7 @@ class StaticSession(Session):
         self._look = GraphedLook(vlm) if on_gpu else vlm.look
         if on_gpu:
             fuse(vlm.language_model)
-            if fused_nf4:
-                fuse_nf4(vlm.language_model)
+            choose_products(vlm.language_model, fused=fused_nf4)
 
     @property
     def length(self) -> int:
@@ -106,7 +108,7 @@ class StaticSession(Session):
         """Start anew: read the prompt with `ids` behind it; h[0..k], [k+1, d].
 
         `ids` may be a function: it is called when the long part, up to the visual tokens, is on its way, and the
-        question is read in a second pass, with the ids. (With `exact` the whole prompt is read first.)
+        question is read in a second pass, with the ids. (With `exact` the whole prompt is read first, ids by passes.)
         """
         before, after = self.vlm.prompt_pieces(question)
         long, short = torch.cat([embed(self.vlm, before), visual]), embed(self.vlm, after)
@@ -218,7 +220,8 @@ class StaticSession(Session):
                 self._pool = torch.cuda.graph_pool_handle()  # that of graphs that are gone must not be used again
             self._memory = None  # first, so that both are never held at once
             with torch.inference_mode(False):  # others may write into it, or lend it
-                self._memory = StaticMemory(self.vlm.language_model, columns=prompt + spare, rows=spare + 1)
+                sizes = {"columns": prompt + spare, "rows": spare + 1}
+                self._memory = StaticMemory(self.vlm.language_model, **sizes, fixed=self.exact)
             if self._compiled:
                 self._memory.share_programs()
             self._ids = np.zeros(spare + 1, np.int32)

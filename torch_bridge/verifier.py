@@ -128,6 +128,7 @@ class SharedVerifier(TorchVerifier):
         """See `TorchVerifier`; of a prompt that is there already, only `draft_ids` are read, in one pass."""
         first = self._first
         if prompt is not self._prompt or first is None:
+            self._prompt = self._first = None  # until the new one is read
             visual = self.encode(prompt) if visual is None else visual
             self._first = first = cast("Tensor", super().prefill(prompt, visual=visual).hidden)
             self._prompt = prompt

@@ -100,7 +100,10 @@ class VLM(Protocol):
         ...
 
     def look(self, pixels: Tensor) -> Tensor:
-        """Return what stands at the visual place, [s, d], in the language model's dtype and on its device."""
+        """Return what stands at the visual place, [s, d], in the language model's dtype and on its device.
+
+        `pixels` may be on the host or the device, in float32 or the model's dtype.
+        """
         ...
 
     def look_all(self, pixels: Sequence[Tensor]) -> Tensor:

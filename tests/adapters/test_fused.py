@@ -108,6 +108,7 @@ def test_few_rows_among_zeros_give_the_same_product(monkeypatch, shape):
     assert ("pad" in str(jax.make_jaxpr(linear.product)(x))) == (math.prod(shape) <= 4)
     assert "pad" not in str(jax.make_jaxpr(linear.product)(x.astype(jnp.float32)))
     assert found.shape == wanted.shape
+    assert linear.product(x[:0]).shape == (0, *wanted.shape[1:])
     assert jnp.allclose(found.astype(jnp.float32), wanted.astype(jnp.float32), rtol=0.01, atol=0.02)
 
 

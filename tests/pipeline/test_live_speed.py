@@ -136,8 +136,28 @@ def test_4_bit_rows_stand_beside_the_librarys_own_products(record, tmp_path, mon
     assert {row.baseline for row in over.values()} == {library}
     assert over[library].value == 1
     assert {row.row for row in of(rows, "token_ms")} == {"target static", library}
-    assert [row.settings["repeats"] for row in of(rows, "speedup") if row.row == "target eager"] == [1]
+    eager = [row for row in rows if row.row == "target eager" and row.kind == "replayed"]
+    assert {row.settings["repeats"] for row in eager} == {1}
+    assert {"speedup", "speedup_over_library"} <= {row.metric for row in eager}
+    assert {row.settings["repeats"] for row in over.values()} == {1, 3}
     assert [row.settings["answers"] for row in of(rows, "exact_divergences")] == [3]
+
+
+def test_a_baseline_is_repeated_as_often_as_what_is_measured_against_it(record, tmp_path):
+    """Over a growing cache the eager row is the baseline, not just a slow row beside it."""
+    small = packaged("live_small")
+    config = replace(
+        small,
+        recorded=replace(small.recorded, fit=record, test=record),
+        engine=EngineConfig(cache="growing"),
+        parts=("replayed",),
+        rows=small.rows[2:3],
+        replayed_answers=3,
+    )
+    ladder = [row for row in of(live_speed.run(config, tmp_path), "speedup") if row.kind == "replayed"]
+    assert {(row.row, row.baseline, row.settings["repeats"]) for row in ladder} == {
+        ("target eager", "target eager", 3), ("n-gram", "target eager", 3),
+    }  # fmt: skip
 
 
 def test_finished_parts_are_read_again(measured, monkeypatch):

@@ -81,7 +81,8 @@ class FakeVLM:
 
     def look(self, pixels: Tensor) -> Tensor:
         self.encoded += 1
-        return torch.einsum("fc,fcd->fd", pixels, self._projection).to(self.device, self.dtype)
+        projection = self._projection.to(self.device, self.dtype)
+        return torch.einsum("fc,fcd->fd", pixels.to(projection), projection)
 
     def look_all(self, pixels: Sequence[Tensor]) -> Tensor:
         return torch.stack([self.look(one) for one in pixels])

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from torch_bridge import exchange
-from torch_bridge.exchange import ALIGNMENT, TorchWindow, copy, lend, share
+from torch_bridge.exchange import ALIGNMENT, TorchWindow, copy, fetch, lend, share
 
 DTYPES = {
     torch.float32: jnp.float32,
@@ -211,3 +211,20 @@ def test_states_that_are_missing_or_too_many_are_refused(made, lengths, stop):
 def test_an_answer_that_does_not_fit_is_refused():
     with pytest.raises(ValueError, match=r"each of 7 tokens, got 7 states: give all of them, or make it larger"):
         window()(apart(4, 3), 4, 7)
+
+
+def on_devices():
+    """The CPU's, and a GPU's where both frameworks have one."""
+    gpus = [d for d in jax.local_devices() if d.platform != "cpu"] if torch.cuda.is_available() else []
+    return [jax.local_devices(backend="cpu")[0], *gpus[:1]]
+
+
+@pytest.mark.parametrize("device", on_devices(), ids=str)
+def test_what_is_fetched_is_waited_for(device):
+    """However late the array is; on a GPU it comes by torch, whose stream must wait for JAX's."""
+    late = jax.jit(lambda x: (jax.lax.fori_loop(0, 200, lambda _, y: jnp.sin(y), x) * 0 + 7)[:5].astype(jnp.int32))
+    given = jax.device_put(np.ones(400_000, np.float32), device)
+    for _ in range(3):
+        found = fetch(late(given))
+        assert isinstance(found, np.ndarray)
+        assert (found.dtype, found.tolist()) == (np.int32, [7] * 5)

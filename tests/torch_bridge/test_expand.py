@@ -85,6 +85,16 @@ def test_layers_with_a_kernel_of_their_own_are_not_expanded_and_count_as_they_di
     assert after.weights == sum(tiles.values()) + held, "joined layers share their tiles, which are counted once"
 
 
+def test_a_quantised_tower_stays_a_tower_where_its_layers_have_the_kernel():
+    policy = Quantisation(format="nf4", keep=("lm_head",))
+    vlm = load_pair(**pair_options(PairConfig(dtype="bfloat16", quantisation=policy)))[1]
+    before = vlm.footprint.parts
+    assert fuse_nf4(vlm.model)
+    assert {name: part.scales for name, part in vlm.footprint.parts.items()} == {
+        name: part.scales for name, part in before.items()
+    }
+
+
 def test_layers_that_multiply_in_another_dtype_are_left():
     vlm = pair("float32", compute="bfloat16")[0]
     assert not expand(vlm, "always")

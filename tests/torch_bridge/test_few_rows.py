@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from torch_bridge.few_rows import MOST_TOKENS, _attend_capacity, attend_few
+from torch_bridge.few_rows import MOST_TOKENS, _attend_capacity, attend_few, attend_few_fixed
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 COLUMNS = 200  # a split of the kernel is 64: lengths below meet its edges
@@ -218,3 +218,25 @@ def test_what_was_recorded_once_serves_every_length(tokens, device):
         length.fill_(now)
         result, expected = record().cpu().double(), defined(query, keys, values, now)
         torch.testing.assert_close(result, expected, rtol=0, atol=TOLERANCE[query.dtype])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("shape", [(8, 8, 384, 16), (4, 2, 128, 32)])
+def test_fixed_attention_has_the_same_bits_wherever_a_token_stands_among_the_new_ones(shape, dtype):
+    """A pass of one length: a token is its first in plain decoding, any other one in a verification."""
+    heads, held, columns, size = shape
+    torch.manual_seed(0)
+    keys, values = (torch.randn(1, held, columns, size).to(dtype) for _ in range(2))
+    query, differing = torch.randn(1, heads, 16, size).to(dtype), 0
+    for length in (0, 17, columns - 40):
+        for place in range(8):
+            cut = slice(place, place + 9)
+            at = [torch.tensor([n]) for n in (length, length + place)]
+            together, later = (
+                attend_few_fixed(query[:, :, c], keys, values, n) for c, n in zip((slice(9), cut), at, strict=True)
+            )
+            assert torch.equal(together[:, :, place:], later[:, :, : 9 - place])
+            torch.testing.assert_close(together, attend_few(query[:, :, :9], keys, values, at[0]), rtol=0.02, atol=0.02)
+            one, other = (attend_few(query[:, :, c], keys, values, n) for c, n in zip((slice(9), cut), at, strict=True))
+            differing += not torch.equal(one[:, :, place:], other[:, :, : 9 - place])
+    assert differing, "else the usual form would do"

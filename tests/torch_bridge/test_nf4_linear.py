@@ -6,8 +6,17 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaModel
 
 from torch_bridge.nf4 import layout
-from torch_bridge.nf4.linear import FusedNF4Linear, ParallelNF4, fuse_nf4, parallel_of, restore
+from torch_bridge.nf4.linear import (
+    FusedNF4Linear,
+    ParallelNF4,
+    choose_products,
+    fuse_nf4,
+    is_fused,
+    parallel_of,
+    restore,
+)
 from torch_bridge.quantize import is_4bit, place
+from xmsd_jax.config import ConfigError
 from xmsd_jax.data.quantisation import Quantisation
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -112,6 +121,21 @@ def test_a_fused_model_answers_as_before(device):
     expected = model(inputs_embeds=tokens).last_hidden_state
     fuse_nf4(model)
     assert relative(model(inputs_embeds=tokens).last_hidden_state, expected) < 0.05
+
+
+def test_a_models_products_are_chosen_once():
+    for first in (True, False):
+        model = llama()
+        choose_products(model, fused=first)
+        choose_products(model, fused=first)
+        assert any(is_fused(module) for module in model.modules()) == first
+        with pytest.raises(ConfigError, match=r"engine\.products: this model's layers multiply the other way already"):
+            choose_products(model, fused=not first)
+        restore(model)
+        choose_products(model, fused=not first)
+    plain = LlamaModel(LlamaConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=1, vocab_size=8))
+    for fused in (True, False):
+        choose_products(plain, fused=fused)  # has no 4-bit layers: there is nothing to choose
 
 
 def test_layers_that_the_kernel_does_not_take_stay():

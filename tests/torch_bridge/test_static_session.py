@@ -1,5 +1,7 @@
 """A static cache says what an eager session says, row by row, whatever was read, cropped and left behind."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +10,7 @@ from torch.nn import functional
 from tests.torch_bridge.fake_pair import PADDED, WIDTH, FakeVLM, fake_clip, fake_drafter, fake_target
 from torch_bridge.drafter import TorchLane
 from torch_bridge.fused_projections import fuse
+from torch_bridge.static_look import GraphedLook
 from torch_bridge.static_memory import StaticMemory, few_layer
 from torch_bridge.static_session import StaticSession
 from torch_bridge.verifier import SharedVerifier, TorchVerifier
@@ -78,14 +81,37 @@ def test_a_draft_that_comes_late_rides_as_one_that_was_known(exact):
     torch.testing.assert_close(static.verify([5, 6]), eager.verify([5, 6]), **CLOSE)
 
 
-@pytest.mark.parametrize("device", DEVICES)
-def test_a_clip_is_seen_as_the_model_sees_it_however_often(device):
-    """On a GPU by a captured graph: each call has tokens of its own, the next one's do not replace them."""
-    vlm = target_on(device)
-    _, static = both(vlm)
-    seen = [static.encode(prompt.clip) for prompt in (*PROMPTS, PROMPTS[0])]
-    for tokens, prompt in zip(seen, (*PROMPTS, PROMPTS[0]), strict=True):
-        assert torch.equal(tokens, vlm.encode(prompt.clip))
+@pytest.fixture
+def looks(monkeypatch):
+    """On a GPU graphs are captured; elsewhere their work is done again."""
+    if not torch.cuda.is_available():
+        graph = lambda device, work, side: SimpleNamespace(replay=work)  # noqa: E731
+        monkeypatch.setattr("torch_bridge.static_look.captured", graph)
+    return DEVICES[-1]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_clip_is_seen_as_the_model_sees_it_however_often(looks, dtype):
+    """Each call has tokens of its own, the next one's do not replace them."""
+    vlm = target_on(looks, dtype)
+    look, clips = GraphedLook(vlm), [prompt.clip for prompt in (*PROMPTS, PROMPTS[0])]
+    seen = [look(vlm.pixels(clip)) for clip in clips]
+    for tokens, clip in zip(seen, clips, strict=True):
+        assert torch.equal(tokens, vlm.look(vlm.pixels(clip).to(dtype)))
+
+
+def test_a_capture_that_failed_is_made_again(looks, monkeypatch):
+    vlm = target_on(looks)
+    look, pixels = GraphedLook(vlm), vlm.pixels(PROMPTS[0].clip)
+    look(pixels)
+    see = vlm.look
+    monkeypatch.setattr(vlm, "look", lambda frames: see(frames.reshape(pixels.shape)))
+    with monkeypatch.context() as patch:
+        patch.setattr("torch_bridge.static_look.captured", lambda *_, **__: (_ for _ in ()).throw(RuntimeError("full")))
+        with pytest.raises(RuntimeError, match="full"):
+            look(pixels[..., None])
+    for shape in (pixels, 2 * pixels):
+        assert torch.equal(look(shape), vlm.look(shape))
 
 
 @MODES

@@ -46,6 +46,24 @@ def test_a_shared_verifier_looks_once_at_each_clip(monkeypatch):
     assert found == [answer(whole, prompt, 5) for prompt in (PROMPT, other, PROMPT, third)]
 
 
+def test_a_prompt_that_failed_is_not_taken_for_the_one_before(monkeypatch):
+    torch.set_num_threads(1)
+    vlm = fake_target()
+    shared, other = SharedVerifier(vlm), Prompt(clip=PROMPT.clip, question=QUESTIONS[2], question_index=2)
+    expected = answer(shared, PROMPT, 5)
+    read = Session.prefill
+
+    def full(*given):
+        read(*given)
+        raise MemoryError("full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Session, "prefill", full)
+        with pytest.raises(MemoryError, match="full"):
+            shared.prefill(other)
+    assert answer(shared, PROMPT, 5) == expected
+
+
 def test_ids_are_int32_on_the_host_and_one_per_token_read(verifier):
     for verified, count in [(verifier.prefill(PROMPT, [4, 5]), 3), (verifier.step(4), 1), (verifier.verify([4, 5]), 2)]:
         assert isinstance(verified.ids, np.ndarray)

@@ -12,12 +12,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from torch_bridge.graphs import CAPTURING
 from torch_bridge.nf4 import layout
 from torch_bridge.nf4.kernel import MOST_ROWS, kernel_of
 from torch_bridge.nf4.op import nf4_expand, nf4_matmul
 from torch_bridge.quantize import is_4bit
+from xmsd_jax.config import ConfigError
 
-_PARALLEL = "parallel_nf4"
+_PARALLEL, _CHOSEN = "parallel_nf4", "_xmsd_products"
 _TOGETHER = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))  # they read the same input
 
 
@@ -110,16 +112,43 @@ def fuse_nf4(model: nn.Module, *, together: bool = True) -> int:
         model: its layers, already quantised and on their device.
         together: query, key and value are one product, gate and up another (`parallel_of` their owner).
     """
-    count = 0
+    count, devices = 0, set[torch.device]()
     for owner in list(model.modules()):
         joined = next((names for names in _TOGETHER if together and _can_join(owner, names)), ())
         single = [name for name, child in owner.named_children() if _fits(child) and name not in joined]
         for names in (*([joined] if joined else []), *((name,) for name in single)):
-            _replace(owner, names)
+            devices.add(_replace(owner, names).device)
             count += len(names)
-    if count and torch.cuda.is_available():
-        torch.cuda.synchronize()  # a launch that overlaps the one before it reads tiles early: they must be finished
+    for device in devices:
+        if device.type == "cuda":
+            # A launch that overlaps the one before it reads tiles early: they must be finished.
+            torch.cuda.synchronize(device)
+            with CAPTURING, torch.cuda.device(device):
+                torch.cuda.empty_cache()  # the codes' memory would stay reserved, as much again
     return count
+
+
+def takes_kernel(model: nn.Module) -> bool:
+    """Whether below `model` there are layers for `fuse_nf4`, replaced already or not."""
+    return any(is_fused(module) or _fits(module) for module in model.modules())
+
+
+def choose_products(model: nn.Module, *, fused: bool) -> None:
+    """Fuse the model, or leave it to the library: once, since graphs are captured over one or the other.
+
+    Raises:
+        ConfigError: the other was chosen for this model before.
+    """
+    if not takes_kernel(model):
+        return
+    if getattr(model, _CHOSEN, fused) != fused:
+        raise ConfigError(
+            "engine.products: this model's layers multiply the other way already, and its graphs rely on that; load it "
+            "once more for the library's products beside the fused ones"
+        )
+    setattr(model, _CHOSEN, fused)
+    if fused:
+        fuse_nf4(model)
 
 
 def parallel_of(owner: Any) -> ParallelNF4 | None:
@@ -133,8 +162,10 @@ def is_fused(module: nn.Module) -> bool:
 
 
 def restore(model: nn.Module) -> int:
-    """Put bitsandbytes' layers back in place; returns how many."""
+    """Put bitsandbytes' layers back in place; returns how many. Graphs that were captured before are of no use then."""
     count = 0
+    if hasattr(model, _CHOSEN):
+        delattr(model, _CHOSEN)
     for owner in list(model.modules()):
         for name, child in list(owner.named_children()):
             if isinstance(child, ParallelNF4):
@@ -170,7 +201,8 @@ def _can_join(owner: Any, names: Sequence[str]) -> bool:
     return len(facts) == 1 and not any(layer.out_features % layout.ROWS for layer in layers)  # pyright: ignore
 
 
-def _replace(owner: nn.Module, names: Sequence[str]) -> None:
+def _replace(owner: nn.Module, names: Sequence[str]) -> Tensor:
+    """Put fused layers in the place of those of these names; their tiles."""
     originals: list[Any] = [getattr(owner, name) for name in names]
     tiles = torch.cat(list(_packed(originals)))
     counts = [-(-original.out_features // layout.ROWS) for original in originals]
@@ -180,6 +212,7 @@ def _replace(owner: nn.Module, names: Sequence[str]) -> None:
         original.weight.data = original.weight.data.new_empty(0)
     if len(names) > 1:
         setattr(owner, _PARALLEL, ParallelNF4(layers, tiles))
+    return tiles
 
 
 def _packed(originals: Sequence[Any]) -> Iterator[Tensor]:

@@ -39,8 +39,8 @@ class Linear(nnx.Linear):
     def product(self, x: Float[Array, "... d"]) -> Float[Array, "... e"]:
         """`x @ kernel`, for what adds the bias itself."""
         kernel, rows = self.kernel[...].astype(x.dtype), math.prod(x.shape[:-1])
-        if rows <= FEW_ROWS and has_kernels(x.dtype):
-            return _among_zeros(x.reshape(rows, -1), kernel).reshape(*x.shape[:-1], -1)
+        if 0 < rows <= FEW_ROWS and has_kernels(x.dtype):
+            return _among_zeros(x.reshape(rows, -1), kernel).reshape(*x.shape[:-1], kernel.shape[-1])
         return x @ kernel
 
 

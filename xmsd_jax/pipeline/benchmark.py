@@ -198,7 +198,8 @@ def _load(config: BenchmarkConfig, training: Store) -> LivePair:
     )
     text = fit_drafters(training, config.live.order, manifest.vocabulary["real"])
     adapters = load_trained(config.adapters, manifest)
-    pair = LivePair.load(config.pair, lengths, text=text, adapters=adapters, engine=config.live.engine)
+    how: dict[str, Any] = {"engine": config.live.engine, "by_library": True}
+    pair = LivePair.load(config.pair, lengths, text=text, adapters=adapters, **how)
     models = {"target": pair.target, "drafter": pair.drafter_model}
     needed = models if config.live.adapters else {"target": pair.target}
     for which, model in needed.items():

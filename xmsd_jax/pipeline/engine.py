@@ -36,7 +36,7 @@ class EngineConfig:
             raise ConfigError("exact: needs passes of one length, which a growing cache has not; set cache to static")
 
     def session(self, vlm: Any, room: int, *, keep_visual: bool = False) -> Any:
-        """A session of a loaded model, with room for an answer; `keep_visual`: see `StaticSession`."""
+        """A session of a model, with room for an answer; `keep_visual` (static caches): see `StaticSession`."""
         if self.cache == "growing":
             from torch_bridge.vlm import Session
 
@@ -45,6 +45,13 @@ class EngineConfig:
 
         options = {"lengths": self.lengths, "exact": self.exact, "compiled": self.compiled}
         return StaticSession(vlm, room=room, fused_nf4=self.products == "fused", keep_visual=keep_visual, **options)
+
+    def fuses(self, vlm: Any) -> bool:
+        """Whether a session of this model multiplies 4-bit layers by the fused kernel."""
+        from torch_bridge.nf4.linear import takes_kernel
+
+        static = self.cache == "static" and self.products == "fused"
+        return static and vlm.device.type == "cuda" and takes_kernel(vlm.language_model)
 
     def rows(self, room: int) -> int:
         """Rows of the buffer in which a session with that room holds an answer's states."""

@@ -79,7 +79,8 @@ def run_ladder(
     predicted = predicted_rows(one, pair, settings)
     write_costs(stage / COSTS, {one.clips: one.costs}, {"baseline": pair.plain, "settings": dict(settings)})
     write_results(stage / "predicted", predicted, provenance())
-    plain = [replace(r, most=1) if r.name == EAGER else r for r in pair.plain_rungs(engine_alone=kind == "imposed")]
+    slow = EAGER if pair.plain != EAGER else None  # what nothing is measured against need not be repeated
+    plain = [replace(r, most=1) if r.name == slow else r for r in pair.plain_rungs(engine_alone=kind == "imposed")]
     rungs = [*plain, *(_rung(pair, entry, one) for entry in entries)]
     climb(rungs, one.prompts[:WARM_PROMPTS], repeats=1)
     turns = partial(progress, total=repeats * len(one.prompts), label=f"live, {kind}: {one.clips}")
@@ -88,9 +89,9 @@ def run_ladder(
     rows = measured_rows(climbed, pair, settings, "float32")  # ids are given: a walk that differs is no tie
     found = [replace(row, kind=kind) for row in rows if row.metric not in CERTIFICATE]
     named = {entry.name: entry for entry in entries}
-    found = [replace(row, settings={**row.settings, "repeats": 1}) if row.row == EAGER else row for row in found]
     if pair.by_library is not None and kind == "replayed":
         found += _over_library(climbed, pair, settings)
+    found = [replace(row, settings={**row.settings, "repeats": 1}) if row.row == slow else row for row in found]
     told = [_told(row, named.get(row.row)) for row in [*found, *predicted]] + _cost_rows(one, entries, settings)
     return [replace(row, settings={**row.settings, "weights": settings["weights"]}) for row in told]
 

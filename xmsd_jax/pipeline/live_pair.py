@@ -14,7 +14,7 @@ from xmsd_jax.decoding.ports import Drafter, Prompt, Verifier
 from xmsd_jax.decoding.proposer import PrefillDrafter, RolloutDrafter
 from xmsd_jax.decoding.trace import Trace
 from xmsd_jax.pipeline.engine import LIBRARY, EngineConfig
-from xmsd_jax.pipeline.pair import PairConfig, pair_options
+from xmsd_jax.pipeline.pair import PairConfig, model_folder, pair_options
 from xmsd_jax.pipeline.rows import TEXT, DraftRow
 from xmsd_jax.pipeline.trained import Trained, chosen
 
@@ -75,7 +75,7 @@ class LivePair:
             decisions: what stands between every verifier and the loop, as a replay of recorded answers.
             room: tokens after the prompt that static caches hold; None: an answer, and some to spare.
             library_target: the target once more, for rows of plain decoding by the library's own 4-bit products: over
-                this engine, and eager. None: there is no such row.
+                this engine, eager, and `generate()`. None: the target itself, and no row over the engine.
         """
         from torch_bridge.drafter import TorchLane
         from torch_bridge.exchange import fetch, share
@@ -88,7 +88,8 @@ class LivePair:
         self._rows = engine.rows(room)
         whole = TorchVerifier(self.target, engine.session(self.target, room))
         shared = SharedVerifier(self.target, engine.session(self.target, room))
-        self.eager: Verifier = decided(TorchVerifier(self.target if library_target is None else library_target))
+        self._by_generate = self.target if library_target is None else library_target
+        self.eager: Verifier = decided(TorchVerifier(self._by_generate))
         self.verifier: Verifier = decided(whole)
         self.shared: Verifier = decided(shared)
         session = engine.session(self.drafter_model, room)
@@ -108,11 +109,20 @@ class LivePair:
         self._made: dict[tuple[str, int], Drafter] = {}
 
     @classmethod
-    def load(cls, config: PairConfig, lengths: Lengths, **options: Any) -> "LivePair":
-        """Load the models of a config; `options` as in the constructor."""
-        from torch_bridge.pair import load_pair
+    def load(cls, config: PairConfig, lengths: Lengths, *, by_library: bool = False, **options: Any) -> "LivePair":
+        """Load the models of a config; `options` as in the constructor.
 
-        return cls(load_pair(**pair_options(config)), lengths, **options)
+        `by_library`: the target once more where the engine's 4-bit products are not the library's, so that the rows
+        which bear the library's name are its own.
+        """
+        from torch_bridge.pair import load_pair
+        from torch_bridge.video_llava import load_target
+
+        models = load_pair(**pair_options(config))
+        if by_library and (options.get("engine") or EngineConfig()).fuses(models[0]):
+            how = {"dtype": config.dtype, "device": config.device, "quantisation": config.quantisation}
+            options["library_target"] = load_target(model_folder(config, "target"), **how)
+        return cls(models, lengths, **options)
 
     def share(self, on: bool) -> None:
         """Let the drafter's lane keep what it read of a prompt, or not."""
@@ -211,6 +221,6 @@ class LivePair:
     def _generated(self, prompt: Prompt) -> Trace:
         from torch_bridge.generate import generate
 
-        ids, seconds = generate(self.target, prompt, self.lengths.max_new_tokens)
+        ids, seconds = generate(self._by_generate, prompt, self.lengths.max_new_tokens)
         stop = "eos" if ids[-1] in self.verifier.eos_ids else "length"
         return Trace(ids=ids, origins=("target",) * len(ids), stop=stop, seconds={**seconds, "first": 0.0})

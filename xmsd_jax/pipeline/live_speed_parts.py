@@ -81,8 +81,7 @@ class Bench:
         from torch_bridge.made_pair import made_target
 
         config = self.config
-        on_gpu = torch.device(config.device).type == "cuda"
-        if self.quantisation.format == "none" or config.engine.products == "library" or not on_gpu:
+        if not config.engine.fuses(self.models[0]):
             return None
         how = {"device": config.device, "dtype": getattr(torch, config.dtype), "seed": config.seed}
         return made_target(config.shape, self.quantisation, **how)
@@ -142,7 +141,7 @@ class Bench:
         asked = Asked(clips="recorded answers", prompts=prompts, answers=cut)
         text = fit_answers(whole.fitted, config.order, self.models[0].real_vocabulary)
         rows = config.rows if self.quantisation.format == "none" else config.quantised_rows
-        pair = self._pair(asked, config.max_new_tokens, text)
+        pair = self._pair(asked, config.max_new_tokens, text, library_target=self.library_target)
         entries = [Entry(row=row) for row in rows]
         return self._ladder(asked, entries, pair, "replayed", folder)
 
@@ -204,7 +203,7 @@ class Bench:
     def _session(self, vlm: Any) -> Any:
         return self.config.engine.session(vlm, self._room)
 
-    def _pair(self, asked: Asked, tokens: int, text: Mapping[str, Drafter]) -> LivePair:
+    def _pair(self, asked: Asked, tokens: int, text: Mapping[str, Drafter], **more: Any) -> LivePair:
         """The pair with `asked` replayed."""
         config = self.config
         lengths = Lengths(gamma=config.gamma, prefill_draft_len=config.prefill_draft_len, max_new_tokens=tokens)
@@ -217,7 +216,7 @@ class Bench:
             engine=config.engine,
             decisions=lambda verifier: Replayed(verifier, asked.answers),
             room=self._room,
-            library_target=self.library_target,
+            **more,
         )
 
     def _adapter(self, name: str) -> Trained:
@@ -246,6 +245,7 @@ class Bench:
             "dtype": config.dtype,
             "quantisation": self.quantisation.describe(),
             "engine": config.engine.words,
+            "products": "fused" if config.engine.fuses(self.models[0]) else "library",
             "lanes": config.engine.lanes,
             "weights": "random",
             "repeats": config.repeats,
