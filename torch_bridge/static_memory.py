@@ -36,9 +36,8 @@ class StaticMemory:
         size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         shape = (1, config.num_key_value_heads, rounded(columns), size)
         self.llama, self.columns = llama, shape[2]
-        self._fixed = (
-            fixed and like.device.type != "cuda"
-        )  # where it is the same operation, the program is the same too
+        # On a GPU it is the same operation: then the compiled program is the same too.
+        self._fixed = fixed and like.device.type != "cuda"
         self.layers = [(like.new_zeros(shape), like.new_zeros(shape)) for _ in range(config.num_hidden_layers)]
         self.states = like.new_zeros(rows, config.hidden_size)
 
