@@ -20,9 +20,9 @@ from torch import Tensor
 from torch_bridge.few_rows import MOST_TOKENS, new_output
 
 LEAST_SPLIT = 64  # columns
-MOST_PROGRAMS = 660  # five for each of an H100's 132 processors: fewer leave some idle, more cost more to join
+MOST_PROGRAMS = 330  # five for each two of a GH100's 132 processors: fewer leave some idle, more cost more to join
 BLOCK_BYTES = 1 << 14  # of keys in one block, and of values: shared memory has room for several programs a processor
-JOINED = 32  # splits at a time
+MOST_JOINED = 64  # splits at a time
 LOG2_E = 1.4426950408889634  # exp2 is one instruction
 
 
@@ -30,14 +30,15 @@ LOG2_E = 1.4426950408889634  # exp2 is one instruction
 class Tiling:
     """Columns of a split (one program) and of a block (one pair of products); how a program of the first kernel runs.
 
-    Four warps cover a block's 64 columns. With two stages a block of 64 columns and 128 numbers in bfloat16 takes 38 KB
-    of shared memory: five programs fit on a processor, so all of them are loading at once.
+    With three stages a block of 64 columns and 128 numbers in bfloat16 takes some 70 KB of shared memory: three
+    programs fit on a processor, so all of them are loading at once, each two blocks ahead. Chosen on an H200 among 40
+    (`results/live_h200/few_rows.json`).
     """
 
     split: int
     block: int
-    warps: int = 4
-    stages: int = 2
+    warps: int = 2
+    stages: int = 3
 
 
 def tiling(keys: Tensor) -> Tiling:
@@ -74,7 +75,7 @@ def attend_splits(query: Tensor, keys: Tensor, values: Tensor, length: Tensor, t
         _join_splits[heads, tokens](  # pyright: ignore[reportIndexIssue]
             *(partial, top, total, length, out),
             *(tokens, columns, splits, *out.stride()[1:3]),
-            **{"SPLIT": tiling.split, "JOINED": JOINED, **width},
+            **{"SPLIT": tiling.split, "JOINED": min(MOST_JOINED, triton.next_power_of_2(splits)), **width},
             num_warps=4,
         )
     return out

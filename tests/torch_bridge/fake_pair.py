@@ -81,8 +81,9 @@ class FakeVLM:
 
     def look(self, pixels: Tensor) -> Tensor:
         self.encoded += 1
-        projection = self._projection.to(self.device, self.dtype)
-        return torch.einsum("fc,fcd->fd", pixels.to(projection), projection)
+        # Moved once: a graph cannot be captured over a copy from the host.
+        self._projection = self._projection.to(self.device, self.dtype)
+        return torch.einsum("fc,fcd->fd", pixels.to(self._projection), self._projection)
 
     def look_all(self, pixels: Sequence[Tensor]) -> Tensor:
         return torch.stack([self.look(one) for one in pixels])
