@@ -66,9 +66,18 @@ def summands(
     layer: Any, inputs: Tensor, turned: tuple[Tensor, Tensor], attend: Callable[[Tensor, Tensor, Tensor], Tensor]
 ) -> tuple[Tensor, Tensor]:
     """As `decoder_layer`, but its last sum is left to whoever reads the two next."""
+    return after_attention(layer, inputs, attend(*before_attention(layer, inputs, turned)))
+
+
+def before_attention(layer: Any, inputs: Tensor, turned: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    """Query [b, h, m, e], key and value [b, k, m, e] of a layer's inputs [b, m, d]."""
     query, key, value = queries_keys_values(layer.self_attn, layer.input_layernorm(inputs))
-    query, key = apply_rotary_pos_emb(query, key, *turned)
-    inputs = inputs + layer.self_attn.o_proj(attend(query, key, value).transpose(1, 2).flatten(2))
+    return *apply_rotary_pos_emb(query, key, *turned), value
+
+
+def after_attention(layer: Any, inputs: Tensor, attended: Tensor) -> tuple[Tensor, Tensor]:
+    """What a layer makes of its inputs [b, m, d] and of their attention [b, h, m, e], as two summands."""
+    inputs = inputs + layer.self_attn.o_proj(attended.transpose(1, 2).flatten(2))
     return inputs, feed_forward(layer.mlp, layer.post_attention_layernorm(inputs))
 
 

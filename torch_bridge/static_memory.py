@@ -15,21 +15,36 @@ from torch.nn import functional
 from transformers import LlamaModel
 
 from torch_bridge.few_rows import attend_few, attend_few_fixed
-from torch_bridge.shared_prefix import forward, summands
+from torch_bridge.shared_prefix import after_attention, before_attention, summands
 
 _ROUNDED = 128  # columns: prompts of nearly the same length share memory and graphs
 
 FewLayer = Callable[..., tuple[Tensor, Tensor]]
 """`few_layer`, plain or compiled."""
+ChunkLayer = tuple[Callable[..., tuple[Tensor, ...]], Callable[..., tuple[Tensor, Tensor]]]
+"""`chunk_layer`, plain or compiled."""
 
 
 class StaticMemory:
     """Room for `columns` tokens and `rows` states of one Llama, on its device and in its dtype."""
 
-    def __init__(self, llama: LlamaModel, *, columns: int, rows: int, fixed: bool = False) -> None:
+    def __init__(
+        self,
+        llama: LlamaModel,
+        *,
+        columns: int,
+        rows: int,
+        fixed: bool = False,
+        chunk_pass: ChunkLayer | None = None,
+    ) -> None:
         """Take the memory: 2 * layers * key-value width numbers a column, d a row.
 
-        `fixed`: few tokens attend by sums of one order at every length, see `attend_few_fixed`.
+        Args:
+            llama: the model.
+            columns: tokens that fit; some more may be taken.
+            rows: states that fit.
+            fixed: few tokens attend by sums of one order at every length, see `attend_few_fixed`.
+            chunk_pass: how a layer reads many tokens; plainly by default.
         """
         config: Any = llama.config
         like = llama.norm.weight
@@ -40,6 +55,7 @@ class StaticMemory:
         self._fixed = fixed and like.device.type != "cuda"
         self.layers = [(like.new_zeros(shape), like.new_zeros(shape)) for _ in range(config.num_hidden_layers)]
         self.states = like.new_zeros(rows, config.hidden_size)
+        self._chunk_pass = chunk_pass or chunk_layer
 
     def share_programs(self) -> None:
         """Let what is compiled over this memory serve memory of any size: both models and every prompt share it."""
@@ -48,8 +64,16 @@ class StaticMemory:
 
     def read_chunk(self, inputs: Tensor, start: int) -> Tensor:
         """Read embeddings [n, d] into columns `start`.. in one pass; their states [n, d]. For prompts: n is large."""
+        before, after = self._chunk_pass
         positions = torch.arange(start, start + len(inputs), device=inputs.device)[None]
-        return forward(self.llama, inputs[None], positions, partial(self._attend_chunk, start))[0]
+        hidden, added = inputs[None], torch.zeros_like(inputs[None])
+        model: Any = self.llama
+        turned = model.rotary_emb(hidden, position_ids=positions)
+        for number, layer in enumerate(model.layers):
+            summed, *asked = before(layer, *any_length(hidden, added), any_length(*turned))
+            attended = self._attend_chunk(start, number, *asked)
+            hidden, added = after(layer, *any_length(summed, attended.transpose(1, 2)))
+        return model.norm(hidden + added)[0]
 
     def _attend_chunk(self, start: int, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         stop = start + query.shape[2]
@@ -72,6 +96,28 @@ class StaticMemory:
         for layer, (keys, values) in zip(model.layers, self.layers, strict=True):
             hidden, added = layer_pass(layer, hidden, added, turned, keys, values, columns, length, self._fixed)
         return hidden, added
+
+
+def _before(layer: Any, hidden: Tensor, added: Tensor, turned: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
+    """The inputs of one layer, [1, n, d], from two summands; query, key and value of them."""
+    inputs = hidden + added
+    return inputs, *before_attention(layer, inputs, turned)
+
+
+def _after(layer: Any, inputs: Tensor, attended: Tensor) -> tuple[Tensor, Tensor]:
+    """The layer's outputs as two summands; `attended` [1, n, h, e]."""
+    return after_attention(layer, inputs, attended.transpose(1, 2))
+
+
+chunk_layer: ChunkLayer = _before, _after
+"""One layer over many tokens, in two parts: what comes before attention and after it."""
+
+
+def any_length(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """Tensors [1, n, ..] as they are: one compiled program will serve them for every n."""
+    for tensor in tensors:
+        torch._dynamo.maybe_mark_dynamic(tensor, 1)
+    return tensors
 
 
 def few_layer(

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from torch_bridge.graphs import captured
-from torch_bridge.static_memory import FewLayer, StaticMemory, few_layer
+from torch_bridge.static_memory import ChunkLayer, FewLayer, StaticMemory, chunk_layer, few_layer
 from torch_bridge.vlm import VLM
 
 PROGRAMS = 64  # that one compiled layer may have: one a length and size of the cache, for each model
@@ -29,8 +29,6 @@ class FewPass:
         self.count = count
         self._vlm, self._memory, self._pool = vlm, memory, pool
         self._layer, self._finish = _pieces(compiled)
-        if compiled:  # here, since torch keeps such settings by thread, and this one compiles next
-            torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, PROGRAMS)
         self._device = vlm.device
         on_gpu = self._device.type == "cuda"
         self._packet = torch.zeros(_HEADER + count, dtype=torch.int64, pin_memory=on_gpu)
@@ -78,13 +76,37 @@ def finish(norm: Any, head: Any, hidden: Tensor, added: Tensor) -> tuple[Tensor,
     return states, head(states).argmax(-1).to(torch.int32)
 
 
-@cache
+def chunk_pass(compiled: bool) -> ChunkLayer:
+    """How a layer reads many tokens. Compiled, one program serves all layers and lengths of a model."""
+    if not compiled:
+        return chunk_layer
+    _allow_programs()
+    return _compiled_chunk()
+
+
 def _pieces(compiled: bool) -> tuple[FewLayer, Callable[..., tuple[Tensor, Tensor]]]:
     """A layer and the end of a pass. Compiled ones are compiled once a length: the layers of a model share them."""
     if not compiled:
         return few_layer, finish
+    _allow_programs()
+    return _compiled_few()
+
+
+def _allow_programs() -> None:
+    """For this thread, which compiles next: torch keeps such settings by thread."""
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, PROGRAMS)
+
+
+@cache
+def _compiled_few() -> tuple[FewLayer, Callable[..., tuple[Tensor, Tensor]]]:
     how: Any = {"dynamic": False, "options": _options()}
     return torch.compile(few_layer, **how), torch.compile(finish, **how)
+
+
+@cache
+def _compiled_chunk() -> ChunkLayer:
+    before, after = chunk_layer
+    return torch.compile(before), torch.compile(after)
 
 
 def _options() -> dict[str, Any]:

@@ -10,6 +10,7 @@ and one of the length that is needed, and a pass where a draft rides.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,7 +21,7 @@ from torch_bridge.fused_projections import fuse
 from torch_bridge.nf4.linear import choose_products
 from torch_bridge.static_look import GraphedLook
 from torch_bridge.static_memory import StaticMemory
-from torch_bridge.static_passes import FewPass
+from torch_bridge.static_passes import FewPass, chunk_pass
 from torch_bridge.vlm import VLM, Session, checked_ids, embed
 from xmsd_jax.config import ConfigError
 from xmsd_jax.data.clips import Clip
@@ -220,8 +221,9 @@ class StaticSession(Session):
                 self._pool = torch.cuda.graph_pool_handle()  # that of graphs that are gone must not be used again
             self._memory = None  # first, so that both are never held at once
             with torch.inference_mode(False):  # others may write into it, or lend it
-                sizes = {"columns": prompt + spare, "rows": spare + 1}
-                self._memory = StaticMemory(self.vlm.language_model, **sizes, fixed=self.exact)
+                how: Any = {"fixed": self.exact, "chunk_pass": chunk_pass(self._compiled)}
+                llama = self.vlm.language_model
+                self._memory = StaticMemory(llama, columns=prompt + spare, rows=spare + 1, **how)
             if self._compiled:
                 self._memory.share_programs()
             self._ids = np.zeros(spare + 1, np.int32)

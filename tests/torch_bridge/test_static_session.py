@@ -11,7 +11,7 @@ from tests.torch_bridge.fake_pair import PADDED, WIDTH, FakeVLM, fake_clip, fake
 from torch_bridge.drafter import TorchLane
 from torch_bridge.fused_projections import fuse
 from torch_bridge.static_look import GraphedLook
-from torch_bridge.static_memory import StaticMemory, few_layer
+from torch_bridge.static_memory import StaticMemory, chunk_layer, few_layer
 from torch_bridge.static_session import StaticSession
 from torch_bridge.verifier import SharedVerifier, TorchVerifier
 from torch_bridge.vlm import Session
@@ -287,6 +287,24 @@ def test_one_program_serves_all_layers_and_one_length_is_one_program():
         for ids in ([4], [5, 6], [7, 8, 9], [10], [11, 12]):
             torch.testing.assert_close(static.verify(ids), expected.verify(ids), **CLOSE)
         assert len(traced) == len(static.lengths)
+
+
+def test_two_programs_read_prompts_of_every_length_for_both_models():
+    torch.compiler.reset()
+    traced = []
+
+    backend = lambda graph, _: traced.append(graph) or graph.forward  # noqa: E731
+    programs = tuple(torch.compile(part, fullgraph=True, backend=backend) for part in chunk_layer)
+    for vlm in (fake_target(), fake_drafter()):
+        static, expected = StaticSession(vlm, room=ROOM, compiled=False), Session(vlm)
+        visual = expected.encode(PROMPTS[0].clip)
+        static.prefill("", visual)
+        static._held()._chunk_pass = programs
+        for question in ("what is", "what is there and what else", "is it"):
+            for ids in ([4, 5], lambda: [4, 5]):
+                found = static.prefill(question, visual, ids)
+                torch.testing.assert_close(found, expected.prefill(question, visual, [4, 5]), **CLOSE)
+    assert len(traced) == 2
 
 
 def test_fused_projections_are_the_same_numbers_in_the_same_memory():
