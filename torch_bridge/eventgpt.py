@@ -129,10 +129,9 @@ class EventGPT(LoadedModel):
         told = text_ids(self.tokenizer, after.format(question=question))
         return with_bos(self.tokenizer, before.format(system=SYSTEM)), told
 
-    def pixels(self, clip: Clip) -> Tensor:
+    def pixels(self, clip: Clip, device: torch.device | None = None) -> Tensor:
         """The clip's event frames as float32[f, 3, y, x]."""
-        frames = clip.event_frames(self.event_frames)
-        return clip_pixels(frames, self._image_size)
+        return clip_pixels(clip.event_frames(self.event_frames), self._image_size, device=device)
 
     def visual(self, pixels: Tensor) -> Tensor:
         """Frames [c, f, 3, y, x] -> event tokens [c, f + s, d] (582 for five frames of the 7B model, 578 for one)."""

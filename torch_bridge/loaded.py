@@ -44,8 +44,8 @@ class LoadedModel(ABC):
         """States -> logits over the (padded) vocabulary."""
 
     @abstractmethod
-    def pixels(self, clip: Clip) -> Tensor:
-        """What the model looks at of a clip, on the host."""
+    def pixels(self, clip: Clip, device: torch.device | None = None) -> Tensor:
+        """What the model looks at of a clip, on the host or made on a device."""
 
     @abstractmethod
     def visual(self, pixels: Tensor) -> Tensor:

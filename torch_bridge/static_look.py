@@ -1,7 +1,5 @@
 """What a model sees of a clip, one CUDA graph from pixels to visual tokens in place of hundreds of small launches."""
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -16,31 +14,24 @@ class GraphedLook:
         """Prepare; nothing is captured yet."""
         self._vlm = vlm
         self._graph: torch.cuda.CUDAGraph | None = None
-        self._host = self._pixels = self._seen = torch.empty(0)
-        self._read: Any = None  # an event: the last call's pixels are copied
+        self._pixels = self._seen = torch.empty(0)
 
     @torch.inference_mode()
     def __call__(self, pixels: Tensor) -> Tensor:
-        """Frames float32[f, 3, y, x] on the host -> visual tokens [s, d], memory of their own."""
-        if self._graph is None or pixels.shape != self._host.shape:
+        """Frames float32[f, 3, y, x], on the device or the host -> visual tokens [s, d], memory of their own."""
+        if self._graph is None or pixels.shape != self._pixels.shape:
             self._capture(pixels)
         assert self._graph is not None
-        if self._read is not None:
-            self._read.synchronize()
-        self._host.copy_(pixels)
-        self._pixels.copy_(self._host, non_blocking=True)
-        if self._host.is_pinned():
-            self._read = torch.cuda.current_stream(self._vlm.device).record_event()
+        self._pixels.copy_(pixels)
         self._graph.replay()
         return self._seen.clone()
 
     def _capture(self, pixels: Tensor) -> None:
         """Capture for frames of this shape; a failure leaves nothing captured, so the next call tries again."""
         vlm = self._vlm
-        self._graph = self._read = None
+        self._graph = None
         self._seen = vlm.look(pixels)
-        self._host = torch.empty(pixels.shape, dtype=vlm.dtype, pin_memory=vlm.device.type == "cuda")
-        self._pixels = pixels.to(vlm.device, vlm.dtype)
+        self._pixels = pixels.to(vlm.device, vlm.dtype, copy=True)
         # A side of its own: the other model may look, or take a step, at the same time.
         self._graph = captured(vlm.device, self._work, side=f"vision of {vlm.name}")
 

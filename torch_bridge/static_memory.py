@@ -15,11 +15,12 @@ from torch.nn import functional
 from transformers import LlamaModel
 
 from torch_bridge.few_rows import attend_few, attend_few_fixed
+from torch_bridge.nf4.layer import few_tokens, takes_few
 from torch_bridge.shared_prefix import after_attention, before_attention, summands
 
 _ROUNDED = 128  # columns: prompts of nearly the same length share memory and graphs
 
-FewLayer = Callable[..., tuple[Tensor, Tensor]]
+FewLayer = Callable[..., tuple[Tensor, Tensor | None]]
 """`few_layer`, plain or compiled."""
 ChunkLayer = tuple[Callable[..., tuple[Tensor, ...]], Callable[..., tuple[Tensor, Tensor]]]
 """`chunk_layer`, plain or compiled."""
@@ -86,12 +87,13 @@ class StaticMemory:
         seen = torch.ones(stop - start, stop, dtype=torch.bool, device=query.device).tril(start)
         return attend(query, keys[:, :, :stop], values[:, :, :stop], attn_mask=seen)
 
-    def read_few(self, inputs: Tensor, length: Tensor, layer_pass: FewLayer) -> tuple[Tensor, Tensor]:
+    def read_few(self, inputs: Tensor, length: Tensor, layer_pass: FewLayer) -> tuple[Tensor, Tensor | None]:
         """Read embeddings [m, d] behind `length` int64[1] columns; their states before the norm, [1, m, d], as two
-        summands."""
+        summands (see `few_layer`)."""
         columns = length + torch.arange(len(inputs), device=inputs.device)
-        hidden, added = inputs[None], torch.zeros_like(inputs[None])
         model: Any = self.llama
+        hidden = inputs[None]
+        added = None if takes_few(model.layers[0]) else torch.zeros_like(hidden)
         turned = model.rotary_emb(hidden, position_ids=columns[None])
         for layer, (keys, values) in zip(model.layers, self.layers, strict=True):
             hidden, added = layer_pass(layer, hidden, added, turned, keys, values, columns, length, self._fixed)
@@ -123,17 +125,18 @@ def any_length(*tensors: Tensor) -> tuple[Tensor, ...]:
 def few_layer(
     layer: Any,
     hidden: Tensor,
-    added: Tensor,
+    added: Tensor | None,
     turned: tuple[Tensor, Tensor],
     keys: Tensor,
     values: Tensor,
     columns: Tensor,
     length: Tensor,
     fixed: bool = False,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor | None]:
     """One layer over few tokens [1, m, d]; keys and values go into `columns` int64[m] = length, length + 1, ...
 
     Input and output are two summands each: compiled, a layer's last sum and the next one's norm are then one kernel.
+    Where the layer's products are ours, sums and norms are parts of them, and the second summand is None.
     """
 
     def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -141,7 +144,10 @@ def few_layer(
         values.index_copy_(2, columns, value)
         return (attend_few_fixed if fixed else attend_few)(query, keys, values, length)
 
-    return summands(layer, hidden + added, turned, attend)
+    inputs = hidden if added is None else hidden + added
+    if takes_few(layer):
+        return few_tokens(layer, inputs, turned, attend), None
+    return summands(layer, inputs, turned, attend)
 
 
 def rounded(columns: int) -> int:

@@ -70,9 +70,9 @@ class FewPass:
         self._emitted.copy_(emitted, non_blocking=True)
 
 
-def finish(norm: Any, head: Any, hidden: Tensor, added: Tensor) -> tuple[Tensor, Tensor]:
+def finish(norm: Any, head: Any, hidden: Tensor, added: Tensor | None) -> tuple[Tensor, Tensor]:
     """States before the norm [1, m, d], as two summands -> states [m, d], greedy ids int32[m] over the padded head."""
-    states = norm(hidden + added)[0]
+    states = norm(hidden if added is None else hidden + added)[0]
     return states, head(states).argmax(-1).to(torch.int32)
 
 

@@ -101,8 +101,8 @@ class StaticSession(Session):
 
     @torch.inference_mode()
     def encode(self, clip: Clip) -> Tensor:
-        """See `Session`; on a GPU one graph."""
-        return self._look(self.vlm.pixels(clip))
+        """See `Session`; on a GPU pixels are made there, and looked at by one graph."""
+        return self._look(self.vlm.pixels(clip, self.vlm.device))
 
     @torch.inference_mode()
     def prefill(self, question: str, visual: Tensor, ids: LateIds = ()) -> Tensor:

@@ -68,9 +68,9 @@ class Target(LoadedModel):
         after = text_ids(self.tokenizer, AFTER_VIDEO.format(question=question))
         return with_bos(self.tokenizer, BEFORE_VIDEO), after
 
-    def pixels(self, clip: Clip) -> Tensor:
+    def pixels(self, clip: Clip, device: torch.device | None = None) -> Tensor:
         """The eight chosen frames as float32[8, 3, y, x]."""
-        return clip_pixels(clip.video, self._image_size, chosen_frames(len(clip.video)))
+        return clip_pixels(clip.video, self._image_size, chosen_frames(len(clip.video)), device)
 
     def visual(self, pixels: Tensor) -> Tensor:
         """Frames [c, f, 3, y, x] -> video tokens [c, s, d] (2056 in the 7B model)."""

@@ -95,8 +95,10 @@ class VLM(Protocol):
         """
         ...
 
-    def pixels(self, clip: Clip) -> Tensor:
-        """Return what the model looks at of a clip, on the host: work for other threads, ahead of the model's."""
+    def pixels(self, clip: Clip, device: torch.device | None = None) -> Tensor:
+        """Return what the model looks at of a clip: on the host, work for other threads, ahead of the model's; or made
+        on `device`, to the same bits.
+        """
         ...
 
     def look(self, pixels: Tensor) -> Tensor:

@@ -49,7 +49,10 @@ inline __nv_bfloat162 __floats2bfloat162_rn(float x, float y) { return {__float2
 inline float __fmaf_rn(float a, float b, float c) { return std::fma(a, b, c); }
 inline float __fadd_rn(float a, float b) { return a + b; }
 inline float __fmul_rn(float a, float b) { return a * b; }
-inline float __ldcg(const float* at) { return *at; }
+inline float __fdiv_rn(float a, float b) { return a / b; }
+inline float rsqrtf(float a) { return 1.0f / std::sqrt(a); }
+template <typename T>
+T __ldcg(const T* at) { return *at; }
 inline unsigned __byte_perm(unsigned low, unsigned high, unsigned selector) {
     const uint64_t bytes = uint64_t(high) << 32 | low;
     unsigned found = 0;
@@ -61,6 +64,7 @@ namespace on_cpu {
 struct Warp {
     std::barrier<> gate{32};
     unsigned a[32][4], b[32][2];
+    float lent[32];
 };
 struct Block {
     std::barrier<> gate;
@@ -76,6 +80,16 @@ inline thread_local Block* block;
 
 inline thread_local dim3 threadIdx, blockIdx, blockDim, gridDim;
 inline void __syncthreads() { on_cpu::block->gate.arrive_and_wait(); }
+
+inline float __shfl_xor_sync(unsigned, float value, int other) {
+    const int lane = threadIdx.x & 31;
+    on_cpu::Warp& warp = *on_cpu::block->warps[threadIdx.x >> 5];
+    warp.lent[lane] = value;
+    warp.gate.arrive_and_wait();
+    const float found = warp.lent[lane ^ other];
+    warp.gate.arrive_and_wait();
+    return found;
+}
 
 // mma.m16n8k16 as the PTX manual lays its registers out; terms are added in float64, in order.
 inline void cpu_multiply_add(float (&d)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {

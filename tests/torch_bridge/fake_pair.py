@@ -74,10 +74,10 @@ class FakeVLM:
         before = [1, *map(_word_id, self._before.split())]
         return np.asarray(before, np.int32), np.asarray([*map(_word_id, question.split()), 3], np.int32)
 
-    def pixels(self, clip: Clip) -> Tensor:
+    def pixels(self, clip: Clip, device: torch.device | None = None) -> Tensor:
         frames = clip.video[np.linspace(0, len(clip.video) - 1, 8).astype(int)].mean(axis=(1, 2)) / 64
         counts = np.histogram(clip.events.t, 8, (clip.start_us, clip.stop_us))[0] / 8
-        return torch.from_numpy(frames + counts[:, None]).float()
+        return torch.from_numpy(frames + counts[:, None]).float().to(device or "cpu")
 
     def look(self, pixels: Tensor) -> Tensor:
         self.encoded += 1

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from tests.torch_bridge.test_nf4_layout import SHAPES, weight
 from torch_bridge.nf4 import layout
+from torch_bridge.nf4.kernel import MOST_NORMED
 from torch_bridge.nf4.op import nf4_expand, nf4_matmul
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
@@ -31,6 +32,29 @@ def test_the_product_is_dequantise_and_multiply(shape, count, device):
     bias = torch.randn(shape[0], device=device).bfloat16()
     assert relative(nf4_matmul(x, tiles, None, shape[0]), x.double() @ dense.T) < 2.5e-3
     assert relative(nf4_matmul(x, tiles, bias, shape[0]), x.double() @ dense.T + bias.double()) < 2.5e-3
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("count", [1, 7, 16])
+@pytest.mark.parametrize("shape", [(48, 512), (40, 4096), (32, 320), (5, 64)])
+def test_a_norm_before_and_a_sum_after_are_parts_of_the_product(shape, count, device):
+    tiles, dense = packed(shape, device=device)
+    sizes = (count, shape[1]), (count, shape[0]), (shape[1],), (shape[0],)
+    x, residual, norm, bias = (torch.randn(size, device=device).bfloat16() for size in sizes)
+    x *= torch.logspace(-2, 3, count, device=device)[:, None]
+    inputs = x.double()
+    inputs = inputs * (inputs.pow(2).mean(-1, keepdim=True) + 0.25).rsqrt() * norm.double()
+    found = nf4_matmul(x, tiles, bias, shape[0], residual, norm, 0.25)
+    expected = inputs @ dense.T + bias.double() + residual.double()
+    for one, other in zip(found, expected, strict=True):
+        assert relative(one, other) < 1e-2
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_sum_after_a_wide_weight_is_part_of_the_sum_of_its_parts(device):
+    tiles, dense = packed((48, 17 * 256), device=device)
+    x, residual = torch.randn(3, 17 * 256, device=device).bfloat16(), torch.randn(3, 48, device=device).bfloat16()
+    assert relative(nf4_matmul(x, tiles, None, 48, residual), x.double() @ dense.T + residual.double()) < 2.5e-3
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -106,6 +130,7 @@ def test_the_operations_are_known_to_torch():
     for operation, given in (
         (nf4_matmul, (x, tiles, bias, 32)),
         (nf4_matmul, (x[None], tiles, None, 32)),
+        (nf4_matmul, (x[None], tiles, None, 32, torch.randn(1, 3, 32).bfloat16(), torch.rand(256).bfloat16(), 1e-5)),
         (nf4_expand, (tiles, torch.rand(32 * 4), 32, 256)),
     ):
         assert torch.library.opcheck(operation, given, test_utils=tests) == dict.fromkeys(tests, "SUCCESS")
@@ -126,6 +151,13 @@ def test_what_does_not_fit_is_refused(x, rows, said):
         nf4_matmul(x, tiles, None, rows)
     with pytest.raises(ValueError, match="bias"):
         nf4_matmul(torch.zeros(1, 256).bfloat16(), tiles, torch.zeros(3).bfloat16(), 32)
+    with pytest.raises(ValueError, match="residual"):
+        nf4_matmul(torch.zeros(1, 256).bfloat16(), tiles, None, 32, torch.zeros(32).bfloat16())
+    with pytest.raises(ValueError, match="norm's weight"):
+        nf4_matmul(torch.zeros(1, 256).bfloat16(), tiles, None, 32, norm=torch.zeros(256))
+    wide, _ = packed((16, 17 * 256))
+    with pytest.raises(ValueError, match="normalise them before"):
+        nf4_matmul(torch.zeros(1, 17 * 256).bfloat16(), wide, None, 16, norm=torch.zeros(17 * 256).bfloat16())
 
 
 if torch.cuda.is_available():
@@ -134,11 +166,15 @@ if torch.cuda.is_available():
     def test_a_rows_bits_are_the_same_for_every_number_of_rows(shape):
         tiles, _ = packed(shape, device="cuda")
         x = torch.randn(16, shape[1], device="cuda").bfloat16()
-        expected = nf4_matmul(x, tiles, None, shape[0])
-        for count in range(1, 17):
-            for first in range(17 - count):
-                found = nf4_matmul(x[first : first + count], tiles, None, shape[0])
-                assert torch.equal(found, expected[first : first + count])
+        residual = torch.randn(16, shape[0], device="cuda").bfloat16()
+        norm = torch.rand(shape[1], device="cuda").bfloat16() if shape[1] <= MOST_NORMED else None
+        for own, scale in ((None, None), (residual, norm)):
+            expected = nf4_matmul(x, tiles, None, shape[0], own, scale, 1e-5)
+            for count in range(1, 17):
+                for first in range(17 - count):
+                    some = slice(first, first + count)
+                    added = None if own is None else own[some]
+                    assert torch.equal(nf4_matmul(x[some], tiles, None, shape[0], added, scale, 1e-5), expected[some])
 
     def test_a_captured_graph_gives_the_same_bits():
         tiles, _ = packed((32, 17 * 256), device="cuda")

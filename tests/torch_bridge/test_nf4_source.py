@@ -23,6 +23,7 @@ from torch_bridge.nf4.kernel import declared, plan
 COMPILER = shutil.which("g++")
 LEAST_VERSION = 12  # has barriers of C++20 and _Float16
 HEADER = Path(__file__).with_name("cuda_on_cpu.h")
+EPSILON = 0.5  # of norms: so large that leaving it out is seen
 LAST_PLACE = 2.0**-8  # rounding to bfloat16, relative
 REPLACED = {
     "void wait_for_previous()": "",
@@ -72,14 +73,23 @@ def library(tmp_path_factory) -> Any:
     return found
 
 
-def multiply(library: Any, x: Tensor, tiles: Tensor, bias: Tensor | None, rows: int) -> Tensor:
+def multiply(
+    library: Any,
+    x: Tensor,
+    tiles: Tensor,
+    bias: Tensor | None,
+    rows: int,
+    *,
+    residual: Tensor | None = None,
+    norm: Tensor | None = None,
+) -> Tensor:
     """y, in memory that held NaN; the device has as many processors as the weight has splits."""
     (count, columns), chosen = x.shape, plan(x.shape[1])
     y = torch.full((count, rows), float("nan"), dtype=torch.bfloat16)
     partial = torch.full((chosen.splits, count, rows), float("nan"))
     code = library.nf4_multiply(
-        *(x.data_ptr(), tiles.data_ptr(), None if bias is None else bias.data_ptr(), y.data_ptr()),
-        None if chosen.splits == 1 else partial.data_ptr(),
+        *(None if one is None else one.data_ptr() for one in (x, tiles, bias, residual, norm, y)),
+        *(None if chosen.splits == 1 else partial.data_ptr(), EPSILON),
         *(count, rows, columns, layout.tile_dtype(tiles).itemsize, chosen.warps, chosen.splits, chosen.splits, 1, None),
     )
     assert code == 0
@@ -101,6 +111,24 @@ if compiles():
             assert torch.equal(multiply(library, x[:count], tiles, None, shape[0]), full[:count])
         found, expected = multiply(library, x, tiles, bias, shape[0]).double(), expected + bias.double()
         assert ((found - expected).abs() <= LAST_PLACE * expected.abs() + 1e-5).all()
+
+    @pytest.mark.parametrize("shape", [*SHAPES, (112, 256)])
+    def test_the_source_normalises_and_adds_and_a_row_keeps_its_bits(library, shape):
+        codes, scales = weight(shape, torch.float16)
+        tiles, dense = layout.pack(codes, scales, shape, torch.float16), by_table(codes, scales, shape)
+        x, residual, norm = (torch.randn(*size).bfloat16() for size in ((16, shape[1]), (16, shape[0]), (shape[1],)))
+        x *= torch.logspace(-2, 3, 16)[:, None]
+        added = {"residual": residual} if plan(shape[1]).splits > 1 else {"residual": residual, "norm": norm}
+        full, inputs = multiply(library, x, tiles, None, shape[0], **added), x.double()
+        if "norm" in added:
+            inputs = inputs * (inputs.pow(2).mean(1, keepdim=True) + EPSILON).rsqrt() * norm.double()
+        expected = inputs @ dense.T + residual.double()
+        # The products of x and the norm's weight are rounded too: a sum of many such errors, of either sign.
+        error = LAST_PLACE * (expected.abs() + 3 * (inputs**2 @ dense.T**2).sqrt()) + 1e-5
+        assert ((full.double() - expected).abs() <= error).all()
+        for count in (1, 8, 9):
+            some = {name: one[:count].clone() if name == "residual" else one for name, one in added.items()}
+            assert torch.equal(multiply(library, x[:count], tiles, None, shape[0], **some), full[:count])
 
     @pytest.mark.parametrize("shape", SHAPES)
     def test_the_source_expands_the_weight(library, shape):

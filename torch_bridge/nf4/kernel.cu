@@ -17,9 +17,12 @@
 
 namespace {
 
+// Numbers in shared memory for the factors of rows, and the sums of squares of warps.
+constexpr int factors_size(int groups, bool normed) { return normed ? 8 * groups * (1 + MOST_WARPS) : 0; }
+
 // Adds up a tile's numbers of all warps, in order, and writes them: to y, or as those of one split.
-template <int GROUPS>
-__device__ void write_tile(const Arguments& a, const float* lists, int warps, int tile) {
+template <int GROUPS, bool NORMED>
+__device__ void write_tile(const Arguments& a, const float* lists, const float* factors, int warps, int tile) {
     for (int i = threadIdx.x; i < GROUPS * 128; i += blockDim.x) {
         float sum = lists[i];
         for (int w = 1; w < warps; ++w) sum = __fadd_rn(sum, lists[w * GROUPS * 128 + i]);
@@ -30,16 +33,26 @@ __device__ void write_tile(const Arguments& a, const float* lists, int warps, in
         if (a.partial)
             a.partial[(size_t(blockIdx.y) * a.m + column) * a.n + row] = sum;
         else
-            a.y[size_t(column) * a.n + row] = __float2bfloat16_rn(finished(sum, a.bias, row));
+            a.y[size_t(column) * a.n + row] = finished(a, sum, NORMED ? factors[column] : 1.0f, row, column);
     }
 }
 
-// GROUPS of 8 rows of x; DEPTH tiles are on their way to a warp while it multiplies another.
-template <int GROUPS, int DEPTH, typename Scale>
+// One over the root of each row's mean square, from the sums of squares of all warps, [warps, rows], in order.
+__device__ void write_factors(const Arguments& a, float* factors, const float* squares, int warps, int rows) {
+    if (threadIdx.x >= rows) return;
+    float sum = squares[threadIdx.x];
+    for (int w = 1; w < warps; ++w) sum = __fadd_rn(sum, squares[w * rows + threadIdx.x]);
+    factors[threadIdx.x] = rsqrtf(__fadd_rn(__fdiv_rn(sum, float(a.k)), a.epsilon));
+}
+
+// GROUPS of 8 rows of x; DEPTH tiles are on their way to a warp while it multiplies another. NORMED: of x normalised,
+// by x times the norm's weight, and the result times one number a row; a block of threads has all columns then.
+template <int GROUPS, int DEPTH, bool NORMED, typename Scale>
 __global__ void __launch_bounds__(32 * MOST_WARPS, 1) nf4_matmul_rows(const Arguments a) {
     extern __shared__ __align__(16) unsigned char table[];
-    float* sums = reinterpret_cast<float*>(table + TABLE_BYTES);  // two of [warps, GROUPS, 32 lanes, 4]
     const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, warps = blockDim.x >> 5;
+    float* factors = reinterpret_cast<float*>(table + TABLE_BYTES);  // [8 * GROUPS], and [warps, 8 * GROUPS]
+    float* sums = factors + factors_size(GROUPS, NORMED);             // two of [warps, GROUPS, 32 lanes, 4]
     const int slices = (a.k + SLICE - 1) / SLICE, slice = blockIdx.y * warps + warp;
     const int tiles = (a.n + TILE_ROWS - 1) / TILE_ROWS, stride = gridDim.x;
     const bool works = slice < slices;
@@ -60,18 +73,30 @@ __global__ void __launch_bounds__(32 * MOST_WARPS, 1) nf4_matmul_rows(const Argu
     unsigned x[GROUPS][CHUNKS][8] = {};
 #pragma unroll
     for (int j = 0; j < GROUPS; ++j) {
+        float squares = 0;
 #pragma unroll
         for (int c = 0; c < CHUNKS; ++c) {
             const int column = 8 * j + (lane >> 2), begin = slice * SLICE + c * BLOCK;
             if (!works || column >= a.m || begin >= a.k) continue;
-            const uint4* at = reinterpret_cast<const uint4*>(a.x + size_t(column) * a.k + begin + 16 * (lane & 3));
-            const uint4 low = fresh(at), high = fresh(at + 1);
-            const unsigned words[8] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
+            const int at = begin + 16 * (lane & 3);
 #pragma unroll
-            for (int i = 0; i < 8; ++i) x[j][c][i] = words[i];
+            for (int half = 0; half < 2; ++half) {
+                uint4 words = fresh(reinterpret_cast<const uint4*>(a.x + size_t(column) * a.k + at) + half);
+                if constexpr (NORMED)
+                    words = weighted(words, fresh(reinterpret_cast<const uint4*>(a.norm + at) + half), squares);
+                x[j][c][4 * half] = words.x, x[j][c][4 * half + 1] = words.y;
+                x[j][c][4 * half + 2] = words.z, x[j][c][4 * half + 3] = words.w;
+            }
+        }
+        if constexpr (NORMED) {
+            squares = __fadd_rn(squares, __shfl_xor_sync(~0u, squares, 1));
+            squares = __fadd_rn(squares, __shfl_xor_sync(~0u, squares, 2));
+            if (!(lane & 3)) factors[8 * GROUPS * (1 + warp) + 8 * j + (lane >> 2)] = squares;
         }
     }
     __syncthreads();
+    // Seen by all who write: the barrier of the first tile lies between.
+    if constexpr (NORMED) write_factors(a, factors, factors + 8 * GROUPS, warps, 8 * GROUPS);
 
     int parity = 0;
     for (int first = blockIdx.x; first < tiles; first += DEPTH * stride) {
@@ -107,7 +132,7 @@ __global__ void __launch_bounds__(32 * MOST_WARPS, 1) nf4_matmul_rows(const Argu
             // One barrier a tile is enough: who writes these sums again has passed the next tile's barrier, and so
             // has everyone who reads them now.
             __syncthreads();
-            write_tile<GROUPS>(a, here, warps, tile);
+            write_tile<GROUPS, NORMED>(a, here, factors, warps, tile);
             parity ^= 1;
         }
     }
@@ -122,7 +147,7 @@ __global__ void nf4_matmul_sum(const Arguments a, int splits) {
     const size_t at = size_t(blockIdx.y) * a.n + row;
     float sum = __ldcg(a.partial + at);
     for (int s = 1; s < splits; ++s) sum = __fadd_rn(sum, __ldcg(a.partial + size_t(s) * a.m * a.n + at));
-    a.y[at] = __float2bfloat16_rn(finished(sum, a.bias, row));
+    a.y[at] = finished(a, sum, 1.0f, row, blockIdx.y);
 }
 
 // The full weight [n, k] in bfloat16, as bitsandbytes dequantises it: float32 code times float32 scale, rounded once.
@@ -156,7 +181,9 @@ __global__ void nf4_matmul_expand(const unsigned char* tiles, const float* absma
 
 constexpr int depth(int groups) { return groups == 1 ? 2 : 1; }  // two rows of x in registers leave room for one tile
 
-constexpr size_t shared_bytes(int groups, int warps) { return TABLE_BYTES + size_t(2) * warps * groups * 512; }
+constexpr size_t shared_bytes(int groups, int warps, bool normed) {
+    return TABLE_BYTES + sizeof(float) * factors_size(groups, normed) + size_t(2) * warps * groups * 512;
+}
 
 template <typename... Parameters>
 cudaError_t launch(void (*kernel)(Parameters...), dim3 grid, int threads, size_t shared, bool overlap, cudaStream_t on,
@@ -174,10 +201,10 @@ cudaError_t launch(void (*kernel)(Parameters...), dim3 grid, int threads, size_t
     return cudaLaunchKernelEx(&config, kernel, values...);
 }
 
-template <int GROUPS, typename Scale>
+template <int GROUPS, bool NORMED, typename Scale>
 cudaError_t launch_rows(const Arguments& a, int warps, int splits, int processors, bool overlap, cudaStream_t on) {
-    const auto kernel = nf4_matmul_rows<GROUPS, depth(GROUPS), Scale>;
-    const size_t shared = shared_bytes(GROUPS, warps);
+    const auto kernel = nf4_matmul_rows<GROUPS, depth(GROUPS), NORMED, Scale>;
+    const size_t shared = shared_bytes(GROUPS, warps, NORMED);
     int resident = 0;
     cudaError_t error = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident, kernel, 32 * warps, shared);
     if (error != cudaSuccess) return error;
@@ -188,10 +215,29 @@ cudaError_t launch_rows(const Arguments& a, int warps, int splits, int processor
     return launch(nf4_matmul_sum, dim3((a.n + 255) / 256, a.m), 256, 0, overlap, on, a, splits);
 }
 
-template <int GROUPS, typename Scale>
+template <typename Scale>
+cudaError_t launch_any(const Arguments& a, int warps, int splits, int processors, bool overlap, cudaStream_t on) {
+    if (a.norm)
+        return a.m <= 8 ? launch_rows<1, true, Scale>(a, warps, splits, processors, overlap, on)
+                        : launch_rows<2, true, Scale>(a, warps, splits, processors, overlap, on);
+    return a.m <= 8 ? launch_rows<1, false, Scale>(a, warps, splits, processors, overlap, on)
+                    : launch_rows<2, false, Scale>(a, warps, splits, processors, overlap, on);
+}
+
+template <int GROUPS, bool NORMED, typename Scale>
 cudaError_t allow_shared() {
-    return cudaFuncSetAttribute(nf4_matmul_rows<GROUPS, depth(GROUPS), Scale>,
-                                cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared_bytes(GROUPS, MOST_WARPS)));
+    return cudaFuncSetAttribute(nf4_matmul_rows<GROUPS, depth(GROUPS), NORMED, Scale>,
+                                cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                int(shared_bytes(GROUPS, MOST_WARPS, NORMED)));
+}
+
+template <typename Scale>
+cudaError_t allow_all_shared() {
+    const cudaError_t errors[] = {allow_shared<1, false, Scale>(), allow_shared<2, false, Scale>(),
+                                  allow_shared<1, true, Scale>(), allow_shared<2, true, Scale>()};
+    for (const cudaError_t error : errors)
+        if (error != cudaSuccess) return error;
+    return cudaSuccess;
 }
 
 }  // namespace
@@ -200,8 +246,7 @@ extern "C" {
 
 // Once for each device, before the first launch on it (and before any capture).
 int nf4_prepare() {
-    const cudaError_t errors[] = {allow_shared<1, __half>(), allow_shared<2, __half>(), allow_shared<1, float>(),
-                                  allow_shared<2, float>()};
+    const cudaError_t errors[] = {allow_all_shared<__half>(), allow_all_shared<float>()};
     for (const cudaError_t error : errors)
         if (error != cudaSuccess) return error;
     cudaFuncAttributes asked;  // asking loads a kernel, which a capture might not allow
@@ -209,21 +254,20 @@ int nf4_prepare() {
     return error != cudaSuccess ? error : cudaFuncGetAttributes(&asked, nf4_matmul_expand);
 }
 
-// Scales are of half precision or float32 (scale_bytes 2 or 4); m is 1 to 16; k a multiple of 64; x and tiles begin at
-// multiples of 16 bytes; warps * splits slices of 256 cover k. Where splits > 1, partial is float32[splits, m, n], else
-// null.
-int nf4_multiply(const void* x, const void* tiles, const void* bias, void* y, void* partial, int m, int n, int k,
-                 int scale_bytes, int warps, int splits, int processors, int overlap, void* stream) {
-    const Arguments a{static_cast<const __nv_bfloat16*>(x),    static_cast<const unsigned char*>(tiles),
-                      static_cast<const __nv_bfloat16*>(bias), static_cast<__nv_bfloat16*>(y),
-                      static_cast<float*>(partial),            m,
-                      n,                                       k};
+// y = norm(x) W^T + bias + residual. Scales are of half precision or float32 (scale_bytes 2 or 4); m is 1 to 16; k a
+// multiple of 64; x, norm and tiles begin at multiples of 16 bytes; warps * splits slices of 256 cover k. Where
+// splits > 1, partial is float32[splits, m, n] and norm null, else partial is null.
+int nf4_multiply(const void* x, const void* tiles, const void* bias, const void* residual, const void* norm, void* y,
+                 void* partial, float epsilon, int m, int n, int k, int scale_bytes, int warps, int splits,
+                 int processors, int overlap, void* stream) {
+    const Arguments a{static_cast<const __nv_bfloat16*>(x),        static_cast<const unsigned char*>(tiles),
+                      static_cast<const __nv_bfloat16*>(bias),     static_cast<const __nv_bfloat16*>(residual),
+                      static_cast<const __nv_bfloat16*>(norm),     static_cast<__nv_bfloat16*>(y),
+                      static_cast<float*>(partial),                epsilon,
+                      m, n, k};
     const auto on = static_cast<cudaStream_t>(stream);
-    if (scale_bytes == 2)
-        return m <= 8 ? launch_rows<1, __half>(a, warps, splits, processors, overlap, on)
-                      : launch_rows<2, __half>(a, warps, splits, processors, overlap, on);
-    return m <= 8 ? launch_rows<1, float>(a, warps, splits, processors, overlap, on)
-                  : launch_rows<2, float>(a, warps, splits, processors, overlap, on);
+    return scale_bytes == 2 ? launch_any<__half>(a, warps, splits, processors, overlap, on)
+                            : launch_any<float>(a, warps, splits, processors, overlap, on);
 }
 
 int nf4_expand_weight(const void* tiles, const void* absmax, void* weight, int n, int k, int tile_bytes, void* stream) {

@@ -14,6 +14,7 @@ from torch_bridge.nf4.layout import SLICE, tile_dtype
 
 MOST_ROWS = 16  # of x: two products of the kernel's matrix instruction
 MOST_WARPS = 16
+MOST_NORMED = MOST_WARPS * SLICE  # columns: a block of threads that has all of them knows their mean square
 _LOG = logging.getLogger(__name__)
 
 
@@ -43,18 +44,32 @@ class Kernel:
     processors: int
     overlap: bool
 
-    def multiply(self, x: Tensor, tiles: Tensor, bias: Tensor | None, rows: int) -> Tensor:
-        """y [m, rows] of x [m, columns], contiguous from a multiple of 16 bytes on; on the current stream."""
+    def multiply(
+        self,
+        x: Tensor,
+        tiles: Tensor,
+        bias: Tensor | None,
+        rows: int,
+        *,
+        residual: Tensor | None = None,
+        norm: Tensor | None = None,
+        epsilon: float = 0.0,
+    ) -> Tensor:
+        """What `nf4_matmul` says, for x [m, columns]; on the current stream.
+
+        Everything is contiguous; x and the norm's weight begin at multiples of 16 bytes.
+        """
         count, columns = x.shape
         chosen = plan(columns)
         y = x.new_empty(count, rows)
         # With no sum to join there is nothing to hold: an empty tensor's address is null.
         size = (chosen.splits, count, rows) if chosen.splits > 1 else (0,)
         partial = x.new_empty(size, dtype=torch.float32)
+        given = x, tiles, bias, residual, norm, y
         with torch.cuda.device_of(x):
             code = self.library.nf4_multiply(
-                *(x.data_ptr(), tiles.data_ptr(), None if bias is None else bias.data_ptr()),
-                *(y.data_ptr(), partial.data_ptr() or None, count, rows, columns, tile_dtype(tiles).itemsize),
+                *(None if one is None else one.data_ptr() for one in given),
+                *(partial.data_ptr() or None, epsilon, count, rows, columns, tile_dtype(tiles).itemsize),
                 *(chosen.warps, chosen.splits, self.processors, int(self.overlap)),
                 torch.cuda.current_stream(x.device).cuda_stream,
             )
@@ -105,7 +120,7 @@ def _loaded(index: int) -> Kernel | None:
 def declared(library: Any) -> Any:
     """Say the types of the library's functions: pointers would be cut to 32 bits otherwise."""
     pointer, number = ctypes.c_void_p, ctypes.c_int
-    library.nf4_multiply.argtypes = [*[pointer] * 5, *[number] * 8, pointer]
+    library.nf4_multiply.argtypes = [*[pointer] * 7, ctypes.c_float, *[number] * 8, pointer]
     library.nf4_expand_weight.argtypes = [*[pointer] * 3, *[number] * 3, pointer]
     library.nf4_prepare.argtypes = []
     library.nf4_error.argtypes = [number]

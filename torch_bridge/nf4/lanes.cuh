@@ -33,11 +33,14 @@ template <typename Scale>
 constexpr int TILE_BYTES = CHUNKS * (CHUNK_BYTES + TILE_ROWS * int(sizeof(Scale)));
 
 struct Arguments {
-    const __nv_bfloat16* x;      // [m, k]
-    const unsigned char* tiles;  // [ceil(n / 16), ceil(k / 256), TILE_BYTES]
-    const __nv_bfloat16* bias;   // [n], or null
-    __nv_bfloat16* y;            // [m, n]
-    float* partial;              // [splits, m, n], null for one split
+    const __nv_bfloat16* x;         // [m, k]
+    const unsigned char* tiles;     // [ceil(n / 16), ceil(k / 256), TILE_BYTES]
+    const __nv_bfloat16* bias;      // [n], or null
+    const __nv_bfloat16* residual;  // [m, n], added to y, or null
+    const __nv_bfloat16* norm;      // [k]: x is normalised first (RMS), or null
+    __nv_bfloat16* y;               // [m, n]
+    float* partial;                 // [splits, m, n], null for one split
+    float epsilon;                  // of the norm
     int m, n, k;
 };
 
@@ -86,6 +89,14 @@ __device__ uint4 fresh(const uint4* at) {
                  : "memory");
     return v;
 }
+
+__device__ float fresh(const __nv_bfloat16* at) {
+    const unsigned short bits = __ldcg(reinterpret_cast<const unsigned short*>(at));
+    return __uint_as_float(unsigned(bits) << 16);
+}
+
+// The two numbers of a word.
+__device__ float2 both(unsigned word) { return make_float2(__uint_as_float(word << 16), __uint_as_float(word & 0xffff0000u)); }
 
 // Scales of one block of 64 columns in the lane's two rows, g and g + 8.
 template <typename Scale>
@@ -151,9 +162,28 @@ __device__ void multiply_step(float (&sum)[GROUPS][4], const unsigned char* tabl
     for (int j = 0; j < GROUPS; ++j) multiply_add(sum[j], a, x[j][chunk][2 * step], x[j][chunk][2 * step + 1]);
 }
 
-__device__ float finished(float sum, const __nv_bfloat16* bias, int row) {
-    const float scaled = __fmul_rn(sum, 1.0f / TABLE_FACTOR);
-    return bias ? __fadd_rn(scaled, __bfloat162float(bias[row])) : scaled;
+// Two numbers of x times the norm's weight; what their squares add is added to `squares`.
+__device__ unsigned weighted(unsigned x, unsigned weight, float& squares) {
+    const float2 numbers = both(x), factors = both(weight);
+    squares = __fmaf_rn(numbers.x, numbers.x, squares);
+    squares = __fmaf_rn(numbers.y, numbers.y, squares);
+    const __nv_bfloat162 out =
+        __floats2bfloat162_rn(__fmul_rn(numbers.x, factors.x), __fmul_rn(numbers.y, factors.y));
+    return *reinterpret_cast<const unsigned*>(&out);
+}
+
+__device__ uint4 weighted(const uint4& x, const uint4& weight, float& squares) {
+    const unsigned a = weighted(x.x, weight.x, squares), b = weighted(x.y, weight.y, squares);
+    const unsigned c = weighted(x.z, weight.z, squares), d = weighted(x.w, weight.w, squares);
+    return make_uint4(a, b, c, d);
+}
+
+// The number of y: `factor` is one over the root of x's mean square where x is to be normalised.
+__device__ __nv_bfloat16 finished(const Arguments& a, float sum, float factor, int row, int column) {
+    float found = __fmul_rn(__fmul_rn(sum, 1.0f / TABLE_FACTOR), factor);
+    if (a.bias) found = __fadd_rn(found, __bfloat162float(a.bias[row]));
+    if (a.residual) found = __fadd_rn(found, fresh(a.residual + size_t(column) * a.n + row));
+    return __float2bfloat16_rn(found);
 }
 
 }  // namespace

@@ -38,6 +38,10 @@ class FusedNF4Linear(nn.Module):
         self._original = (original,)  # in a tuple: not a part of this module
         self._storage = original.weight.dtype, original.weight.shape
 
+    def onto(self, residual: Tensor, x: Tensor) -> Tensor:
+        """bfloat16[..., out] plus the product of few rows bfloat16[..., in], rounded once."""
+        return nf4_matmul(x, self.tiles, self.bias, self.out_features, residual)
+
     def forward(self, x: Tensor) -> Tensor:
         """[..., in] -> [..., out], in the dtype of x."""
         inputs = x.to(torch.bfloat16)
@@ -93,6 +97,11 @@ class ParallelNF4(nn.Module):
         self.in_features = layers[0].in_features
         self.sizes = tuple(layer.out_features for layer in layers)
         self.layers = tuple(layers)  # in a tuple: they stay parts of their owner alone
+
+    def normed(self, x: Tensor, norm: Any) -> tuple[Tensor, ...]:
+        """What calling it with `norm(x)` gives, for few rows bfloat16[..., in] and a Llama's norm; nothing between."""
+        how = {"norm": norm.weight, "epsilon": norm.variance_epsilon}
+        return nf4_matmul(x, self.tiles, self.bias, sum(self.sizes), **how).split(self.sizes, -1)
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """[..., in] -> one [..., out] for each layer."""

@@ -8,12 +8,20 @@ import torch
 from torch import Tensor
 
 from torch_bridge.nf4 import layout
-from torch_bridge.nf4.kernel import MOST_ROWS, kernel_of
+from torch_bridge.nf4.kernel import MOST_NORMED, MOST_ROWS, kernel_of
 
 
 @torch.library.custom_op("xmsd::nf4_matmul", mutates_args=())
-def nf4_matmul(x: Tensor, tiles: Tensor, bias: Tensor | None, rows: int) -> Tensor:
-    """x W^T + bias for up to 16 rows of x; sums in float32, rounded once.
+def nf4_matmul(
+    x: Tensor,
+    tiles: Tensor,
+    bias: Tensor | None,
+    rows: int,
+    residual: Tensor | None = None,
+    norm: Tensor | None = None,
+    epsilon: float = 0.0,
+) -> Tensor:
+    """residual + bias + norm(x) W^T for up to 16 rows of x; sums in float32, rounded once.
 
     With the kernel a row's bits do not depend on how many there are, nor on the others. NaN and infinities of a row of
     x come through to its row of y, as in dequantise-and-multiply.
@@ -23,6 +31,10 @@ def nf4_matmul(x: Tensor, tiles: Tensor, bias: Tensor | None, rows: int) -> Tens
         tiles: what `layout.pack` returns for W [rows, columns].
         bias: bfloat16[rows], or None.
         rows: of W.
+        residual: bfloat16[..., rows], or None.
+        norm: bfloat16[columns], or None: x is multiplied by it, and by one over the root of its mean square (RMSNorm;
+            Zhang and Sennrich 2019). Of at most `MOST_NORMED` columns.
+        epsilon: what the norm adds to the mean square.
 
     Returns:
         bfloat16[..., rows].
@@ -30,21 +42,33 @@ def nf4_matmul(x: Tensor, tiles: Tensor, bias: Tensor | None, rows: int) -> Tens
     Raises:
         ValueError: shapes or dtypes that do not fit.
     """
-    _check(x, tiles, bias, rows)
+    _check(x, tiles, rows)
+    _check_added(x, bias, rows, residual, norm)
     columns = x.shape[-1]
     flat = x.reshape(-1, columns)
+    added = None if residual is None else residual.reshape(-1, rows).contiguous()
     kernel = kernel_of(x.device)
     if kernel is not None and len(flat):
-        aligned = flat.contiguous()
-        y = kernel.multiply(aligned if aligned.data_ptr() % 16 == 0 else aligned.clone(), tiles, bias, rows)
+        how = {"residual": added, "norm": None if norm is None else _aligned(norm), "epsilon": epsilon}
+        y = kernel.multiply(_aligned(flat), tiles, bias, rows, **how)
     else:
-        y = _dequantise_and_multiply(flat, tiles, bias, rows)
+        inputs = flat if norm is None else torch.nn.functional.rms_norm(flat, norm.shape, norm, epsilon)
+        y = _dequantise_and_multiply(inputs, tiles, bias, rows, added)
     return y.view(*x.shape[:-1], rows)
 
 
 @nf4_matmul.register_fake
-def _(x: Tensor, tiles: Tensor, bias: Tensor | None, rows: int) -> Tensor:
-    _check(x, tiles, bias, rows)
+def _(
+    x: Tensor,
+    tiles: Tensor,
+    bias: Tensor | None,
+    rows: int,
+    residual: Tensor | None = None,
+    norm: Tensor | None = None,
+    epsilon: float = 0.0,
+) -> Tensor:
+    _check(x, tiles, rows)
+    _check_added(x, bias, rows, residual, norm)
     return x.new_empty(*x.shape[:-1], rows)
 
 
@@ -70,13 +94,22 @@ def _(tiles: Tensor, scales: Tensor, rows: int, columns: int) -> Tensor:
     return tiles.new_empty(rows, columns, dtype=torch.bfloat16)
 
 
-def _dequantise_and_multiply(x: Tensor, tiles: Tensor, bias: Tensor | None, rows: int) -> Tensor:
+def _aligned(x: Tensor) -> Tensor:
+    """Contiguous, from a multiple of 16 bytes on."""
+    x = x.contiguous()
+    return x if x.data_ptr() % 16 == 0 else x.clone()
+
+
+def _dequantise_and_multiply(
+    x: Tensor, tiles: Tensor, bias: Tensor | None, rows: int, residual: Tensor | None
+) -> Tensor:
     shape = rows, x.shape[-1]
     weight = layout.dequantise(layout.unpack(tiles, shape), layout.tile_scales(tiles, shape), shape)
-    return torch.nn.functional.linear(x.float(), weight, None if bias is None else bias.float()).to(x.dtype)
+    y = torch.nn.functional.linear(x.float(), weight, None if bias is None else bias.float())
+    return (y if residual is None else y + residual).to(x.dtype)
 
 
-def _check(x: Tensor, tiles: Tensor, bias: Tensor | None, rows: int) -> None:
+def _check(x: Tensor, tiles: Tensor, rows: int) -> None:
     columns = x.shape[-1]
     if x.dtype != torch.bfloat16 or x.numel() > MOST_ROWS * columns:
         raise ValueError(
@@ -89,5 +122,18 @@ def _check(x: Tensor, tiles: Tensor, bias: Tensor | None, rows: int) -> None:
             f"tiles of a weight [{rows}, {columns}] are uint8[{count[0]}, {count[1]}, bytes], its columns a multiple of"
             f" {layout.BLOCK}; received {tiles.dtype}{list(tiles.shape)}: pack the weight with layout.pack"
         )
-    if bias is not None and (bias.dtype != x.dtype or tuple(bias.shape) != (rows,)):
-        raise ValueError(f"the bias must be {x.dtype}[{rows}]; received {bias.dtype}{list(bias.shape)}")
+
+
+def _check_added(x: Tensor, bias: Tensor | None, rows: int, residual: Tensor | None, norm: Tensor | None) -> None:
+    columns = x.shape[-1]
+    for name, given, shape in (
+        ("bias", bias, (rows,)),
+        ("residual", residual, (*x.shape[:-1], rows)),
+        ("norm's weight", norm, (columns,)),
+    ):
+        if given is not None and (given.dtype != x.dtype or tuple(given.shape) != shape):
+            raise ValueError(f"the {name} must be {x.dtype}{list(shape)}; received {given.dtype}{list(given.shape)}")
+    if norm is not None and columns > MOST_NORMED:
+        raise ValueError(
+            f"the kernel normalises rows of up to {MOST_NORMED} numbers; received {columns}: normalise them before"
+        )
