@@ -18,7 +18,8 @@
 namespace {
 
 // Numbers in shared memory for the factors of rows, and the sums of squares of warps.
-constexpr int factors_size(int groups, bool normed) { return normed ? 8 * groups * (1 + MOST_WARPS) : 0; }
+template <int GROUPS, bool NORMED>
+constexpr int FACTORS = NORMED ? 8 * GROUPS * (1 + MOST_WARPS) : 0;
 
 // Adds up a tile's numbers of all warps, in order, and writes them: to y, or as those of one split.
 template <int GROUPS, bool NORMED>
@@ -52,7 +53,7 @@ __global__ void __launch_bounds__(32 * MOST_WARPS, 1) nf4_matmul_rows(const Argu
     extern __shared__ __align__(16) unsigned char table[];
     const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, warps = blockDim.x >> 5;
     float* factors = reinterpret_cast<float*>(table + TABLE_BYTES);  // [8 * GROUPS], and [warps, 8 * GROUPS]
-    float* sums = factors + factors_size(GROUPS, NORMED);             // two of [warps, GROUPS, 32 lanes, 4]
+    float* sums = factors + FACTORS<GROUPS, NORMED>;                  // two of [warps, GROUPS, 32 lanes, 4]
     const int slices = (a.k + SLICE - 1) / SLICE, slice = blockIdx.y * warps + warp;
     const int tiles = (a.n + TILE_ROWS - 1) / TILE_ROWS, stride = gridDim.x;
     const bool works = slice < slices;
@@ -181,8 +182,9 @@ __global__ void nf4_matmul_expand(const unsigned char* tiles, const float* absma
 
 constexpr int depth(int groups) { return groups == 1 ? 2 : 1; }  // two rows of x in registers leave room for one tile
 
-constexpr size_t shared_bytes(int groups, int warps, bool normed) {
-    return TABLE_BYTES + sizeof(float) * factors_size(groups, normed) + size_t(2) * warps * groups * 512;
+template <int GROUPS, bool NORMED>
+constexpr size_t shared_bytes(int warps) {
+    return TABLE_BYTES + sizeof(float) * FACTORS<GROUPS, NORMED> + size_t(2) * warps * GROUPS * 512;
 }
 
 template <typename... Parameters>
@@ -204,7 +206,7 @@ cudaError_t launch(void (*kernel)(Parameters...), dim3 grid, int threads, size_t
 template <int GROUPS, bool NORMED, typename Scale>
 cudaError_t launch_rows(const Arguments& a, int warps, int splits, int processors, bool overlap, cudaStream_t on) {
     const auto kernel = nf4_matmul_rows<GROUPS, depth(GROUPS), NORMED, Scale>;
-    const size_t shared = shared_bytes(GROUPS, warps, NORMED);
+    const size_t shared = shared_bytes<GROUPS, NORMED>(warps);
     int resident = 0;
     cudaError_t error = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident, kernel, 32 * warps, shared);
     if (error != cudaSuccess) return error;
@@ -228,7 +230,7 @@ template <int GROUPS, bool NORMED, typename Scale>
 cudaError_t allow_shared() {
     return cudaFuncSetAttribute(nf4_matmul_rows<GROUPS, depth(GROUPS), NORMED, Scale>,
                                 cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                int(shared_bytes(GROUPS, MOST_WARPS, NORMED)));
+                                int(shared_bytes<GROUPS, NORMED>(MOST_WARPS)));
 }
 
 template <typename Scale>
