@@ -14,7 +14,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from torch_bridge.nf4 import layout
-from torch_bridge.nf4.kernel import kernel_of
+from torch_bridge.nf4.kernel import MOST_NORMED, kernel_of
 from torch_bridge.nf4.op import nf4_expand, nf4_matmul
 
 DEVICE = torch.device("cuda", 0)
@@ -22,7 +22,7 @@ SHAPES = ((48, 512), (40, 320), (5, 64), (112, 17 * 256))
 
 
 def check(rows: int, columns: int, dtype: torch.dtype) -> None:
-    """Products of 1 to 16 rows, with and without bias, and the full weight."""
+    """Products of 1 to 16 rows, with and without bias, norm and sum, and the full weight."""
     codes = torch.randint(0, 256, (rows * columns // 2, 1), dtype=torch.uint8)
     scales = torch.rand(rows * columns // layout.BLOCK)
     tiles = layout.pack(codes, scales, (rows, columns), dtype).to(DEVICE)
@@ -31,7 +31,11 @@ def check(rows: int, columns: int, dtype: torch.dtype) -> None:
     x = torch.randn(16, columns, device=DEVICE).bfloat16()
     found, expected = nf4_matmul(x, tiles, None, rows), x.cpu().double() @ dense.double().T
     assert (found.cpu().double() - expected).norm() < 3e-3 * expected.norm()
+    residual = torch.randn(16, rows, device=DEVICE).bfloat16()
+    norm = torch.rand(columns, device=DEVICE).bfloat16() if columns <= MOST_NORMED else None
+    both = nf4_matmul(x, tiles, bias, rows, residual, norm, 1e-5)
     for count in (1, 6, 8, 9, 16):
+        assert torch.equal(nf4_matmul(x[:count], tiles, bias, rows, residual[:count], norm, 1e-5), both[:count])
         assert torch.equal(nf4_matmul(x[:count], tiles, None, rows), found[:count])
         nf4_matmul(x[:count], tiles, bias, rows)
     assert torch.equal(nf4_expand(tiles, scales.to(DEVICE), rows, columns).cpu(), dense.bfloat16())
