@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import LlamaModel
 
+from torch_bridge.few_layer import few_tokens, takes_few
 from torch_bridge.few_rows import attend_few, attend_few_fixed
-from torch_bridge.nf4.layer import few_tokens, takes_few
 from torch_bridge.shared_prefix import after_attention, before_attention, summands
 
 _ROUNDED = 128  # columns: prompts of nearly the same length share memory and graphs
@@ -54,6 +54,7 @@ class StaticMemory:
         self.llama, self.columns = llama, shape[2]
         # On a GPU it is the same operation: then the compiled program is the same too.
         self._fixed = fixed and like.device.type != "cuda"
+        self._ours = all(map(takes_few, self.llama.layers))
         self.layers = [(like.new_zeros(shape), like.new_zeros(shape)) for _ in range(config.num_hidden_layers)]
         self.states = like.new_zeros(rows, config.hidden_size)
         self._chunk_pass = chunk_pass or chunk_layer
@@ -93,10 +94,11 @@ class StaticMemory:
         columns = length + torch.arange(len(inputs), device=inputs.device)
         model: Any = self.llama
         hidden = inputs[None]
-        added = None if takes_few(model.layers[0]) else torch.zeros_like(hidden)
+        added = None if self._ours else torch.zeros_like(hidden)
         turned = model.rotary_emb(hidden, position_ids=columns[None])
         for layer, (keys, values) in zip(model.layers, self.layers, strict=True):
-            hidden, added = layer_pass(layer, hidden, added, turned, keys, values, columns, length, self._fixed)
+            place = turned, keys, values, columns, length
+            hidden, added = layer_pass(layer, hidden, added, *place, fixed=self._fixed, ours=self._ours)
         return hidden, added
 
 
@@ -132,11 +134,12 @@ def few_layer(
     columns: Tensor,
     length: Tensor,
     fixed: bool = False,
+    ours: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
     """One layer over few tokens [1, m, d]; keys and values go into `columns` int64[m] = length, length + 1, ...
 
     Input and output are two summands each: compiled, a layer's last sum and the next one's norm are then one kernel.
-    Where the layer's products are ours, sums and norms are parts of them, and the second summand is None.
+    Where the layer's products are `ours` (`takes_few`), sums and norms are parts of them, and the second one is None.
     """
 
     def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -145,7 +148,7 @@ def few_layer(
         return (attend_few_fixed if fixed else attend_few)(query, keys, values, length)
 
     inputs = hidden if added is None else hidden + added
-    if takes_few(layer):
+    if ours:
         return few_tokens(layer, inputs, turned, attend), None
     return summands(layer, inputs, turned, attend)
 

@@ -2,6 +2,7 @@
 
 import ctypes
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -12,7 +13,8 @@ from torch import Tensor
 from torch_bridge.nf4.build import NotBuilt, build
 from torch_bridge.nf4.layout import SLICE, tile_dtype
 
-MOST_ROWS = 16  # of x: two products of the kernel's matrix instruction
+ROWS_A_LAUNCH = 16  # of x: two products of the kernel's matrix instruction
+MOST_ROWS = 64  # that some launches multiply in less time than a full weight takes to be made and read
 MOST_WARPS = 16
 MOST_NORMED = MOST_WARPS * SLICE  # columns: a block of threads that has all of them knows their mean square
 _LOG = logging.getLogger(__name__)
@@ -59,22 +61,31 @@ class Kernel:
 
         Everything is contiguous; x and the norm's weight begin at multiples of 16 bytes.
         """
-        count, columns = x.shape
-        chosen = plan(columns)
-        y = x.new_empty(count, rows)
+        chosen = plan(x.shape[1])
+        y = x.new_empty(len(x), rows)
         # With no sum to join there is nothing to hold: an empty tensor's address is null.
-        size = (chosen.splits, count, rows) if chosen.splits > 1 else (0,)
+        size = (chosen.splits, min(len(x), ROWS_A_LAUNCH), rows) if chosen.splits > 1 else (0,)
         partial = x.new_empty(size, dtype=torch.float32)
-        given = x, tiles, bias, residual, norm, y
+        for first in range(0, len(x), ROWS_A_LAUNCH):
+            some = slice(first, first + ROWS_A_LAUNCH)
+            added = None if residual is None else residual[some]
+            self._launch((x[some], tiles, bias, added, norm, y[some], partial), epsilon, chosen)
+        return y
+
+    def _launch(self, given: Sequence[Tensor | None], epsilon: float, chosen: Plan) -> None:
+        """The library's call for its tensors, in its order."""
+        x, tiles, *_, y, _ = given
+        assert x is not None
+        assert tiles is not None
+        assert y is not None
         with torch.cuda.device_of(x):
             code = self.library.nf4_multiply(
-                *(None if one is None else one.data_ptr() for one in given),
-                *(partial.data_ptr() or None, epsilon, count, rows, columns, tile_dtype(tiles).itemsize),
+                *(None if one is None else one.data_ptr() or None for one in given),
+                *(epsilon, len(x), y.shape[1], x.shape[1], tile_dtype(tiles).itemsize),
                 *(chosen.warps, chosen.splits, self.processors, int(self.overlap)),
                 torch.cuda.current_stream(x.device).cuda_stream,
             )
         self._check(code)
-        return y
 
     def expand(self, tiles: Tensor, scales: Tensor, rows: int, columns: int) -> Tensor:
         """The full weight, bfloat16[rows, columns], with scales of its own; on the current stream."""

@@ -24,7 +24,7 @@ _TOGETHER = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))  # they r
 
 
 class FusedNF4Linear(nn.Module):
-    """In the place of a `Linear4bit` that computes in bfloat16: up to 16 rows by the kernel, more by a full weight.
+    """In the place of a `Linear4bit` that computes in bfloat16: up to 64 rows by the kernel, more by a full weight.
 
     That full weight is made for each product and is, number by number, the one that bitsandbytes makes.
     """

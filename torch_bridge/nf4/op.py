@@ -21,13 +21,13 @@ def nf4_matmul(
     norm: Tensor | None = None,
     epsilon: float = 0.0,
 ) -> Tensor:
-    """residual + bias + norm(x) W^T for up to 16 rows of x; sums in float32, rounded once.
+    """residual + bias + norm(x) W^T for up to 64 rows of x, 16 a launch; sums in float32, rounded once.
 
     With the kernel a row's bits do not depend on how many there are, nor on the others. NaN and infinities of a row of
     x come through to its row of y, as in dequantise-and-multiply.
 
     Args:
-        x: bfloat16[..., columns], any strides, at most 16 rows in all.
+        x: bfloat16[..., columns], any strides, at most 64 rows in all.
         tiles: what `layout.pack` returns for W [rows, columns].
         bias: bfloat16[rows], or None.
         rows: of W.

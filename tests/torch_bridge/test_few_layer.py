@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from tests.torch_bridge.test_nf4_linear import DEVICES, llama, relative
+from torch_bridge.few_layer import few_tokens, takes_few
 from torch_bridge.fused_projections import fuse
-from torch_bridge.nf4.layer import few_tokens, takes_few
 from torch_bridge.nf4.linear import fuse_nf4
 from torch_bridge.shared_prefix import summands
 from torch_bridge.static_memory import StaticMemory, few_layer

@@ -1,0 +1,65 @@
+"""A Llama layer over few tokens whose norms and sums are parts of the products around them.
+
+A norm is a number a row, known where a product's program reads whole rows; a sum is one more number where the product's
+is written. As kernels of their own they cost their launches, and a layer has two of each.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.models.llama.modeling_llama import LlamaRMSNorm, apply_rotary_pos_emb
+
+from torch_bridge.few_rows_linear import has_triton, linear_few
+from torch_bridge.fused_projections import fused_of
+from torch_bridge.nf4.kernel import MOST_NORMED
+from torch_bridge.nf4.linear import is_fused, parallel_of
+
+_HALVES = torch.bfloat16, torch.float16
+
+
+def takes_few(layer: Any) -> bool:
+    """Whether all of the layer's products are ours (4 bits), or could be (dense, on a GPU with triton)."""
+    owners = (layer.self_attn, layer.input_layernorm), (layer.mlp, layer.post_attention_layernorm)
+    last = layer.self_attn.o_proj, layer.mlp.down_proj
+    if any(type(norm) is not LlamaRMSNorm or norm.weight.dtype not in _HALVES for _, norm in owners):
+        return False
+    if any(product.bias is not None for product in last):
+        return False
+    if all(is_fused(product) for product in last):
+        return all(_is_narrow(parallel_of(owner)) for owner, _ in owners)
+    dense = all(fused_of(owner) is not None for owner, _ in owners) and all(type(p) is nn.Linear for p in last)
+    return dense and layer.mlp.down_proj.weight.device.type == "cuda" and has_triton()
+
+
+def few_tokens(
+    layer: Any, inputs: Tensor, turned: tuple[Tensor, Tensor], attend: Callable[[Tensor, Tensor, Tensor], Tensor]
+) -> Tensor:
+    """One layer over [1, m, d] in 16 bits; `turned` are the rotary embeddings at the positions, cosine and sine."""
+    block, mlp = layer.self_attn, layer.mlp
+    parts = _normed(block, (block.q_proj, block.k_proj, block.v_proj), layer.input_layernorm, inputs)
+    query, key, value = (part.unflatten(-1, (-1, block.head_dim)).transpose(1, 2) for part in parts)
+    attended = attend(*apply_rotary_pos_emb(query, key, *turned), value)
+    inputs = _onto(inputs, block.o_proj, attended.transpose(1, 2).flatten(2))
+    gate, up = _normed(mlp, (mlp.gate_proj, mlp.up_proj), layer.post_attention_layernorm, inputs)
+    return _onto(inputs, mlp.down_proj, mlp.act_fn(gate) * up)
+
+
+def _is_narrow(joined: Any) -> bool:
+    return joined is not None and joined.in_features <= MOST_NORMED
+
+
+def _normed(owner: Any, products: tuple[Any, ...], norm: Any, inputs: Tensor) -> tuple[Tensor, ...]:
+    """The products that read the normalised inputs."""
+    joined = parallel_of(owner)
+    if joined is not None:
+        return joined.normed(inputs, norm)
+    weight: Any = fused_of(owner)
+    made = linear_few(inputs, weight, norm=norm.weight, epsilon=norm.variance_epsilon)
+    return made.split([product.out_features for product in products], -1)
+
+
+def _onto(inputs: Tensor, product: Any, values: Tensor) -> Tensor:
+    """The inputs plus a product."""
+    return product.onto(inputs, values) if is_fused(product) else linear_few(values, product.weight, inputs)

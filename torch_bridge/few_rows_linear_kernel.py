@@ -1,0 +1,116 @@
+"""`linear_few` on CUDA: a Triton program for some rows of the weight, which reads whole rows of x and of the weight.
+
+The number of rows of x is no constant of the kernel, and no sum is split over programs: a row's sums have the same
+terms in the same order for 1 to 16 rows. Imported only where triton is.
+
+From capability 9.0 on a kernel may begin while the one before it still runs (programmatic dependent launch). Its first
+block of the weight, which nobody writes, is read before it waits.
+"""
+
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+import triton  # pyright: ignore[reportMissingImports]
+import triton.language as tl  # pyright: ignore[reportMissingImports]
+from torch import Tensor
+
+from torch_bridge.few_rows_linear import MOST_ROWS
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tiling:
+    """Rows of the weight for a program, columns of a block, and how a program runs."""
+
+    rows: int = 32
+    columns: int = 256
+    warps: int = 4
+    stages: int = 4
+    ahead: bool = True
+
+
+def tiling(rows: int, columns: int) -> Tiling:
+    """The tiling for a weight [rows, columns]."""
+    return Tiling()
+
+
+def multiply(x: Tensor, weight: Tensor, residual: Tensor | None, norm: Tensor | None, epsilon: float) -> Tensor:
+    """What `linear_few` returns, for arguments that it has checked."""
+    rows, columns = weight.shape
+    flat = x.reshape(-1, columns).contiguous()
+    added = None if residual is None else residual.reshape(-1, rows).contiguous()
+    out = x.new_empty(len(flat), rows)
+    chosen = tiling(rows, columns)
+    with torch.cuda.device_of(x):
+        _multiply[(triton.cdiv(rows, chosen.rows),)](  # pyright: ignore[reportIndexIssue]
+            *(flat, weight, flat if norm is None else norm, flat if added is None else added, out),
+            *(len(flat), rows, columns, epsilon),
+            **{"MOST": MOST_ROWS, "ROWS": chosen.rows, "COLUMNS": chosen.columns, "EVEN": not columns % chosen.columns},
+            **{"NORMED": norm is not None, "ADDED": added is not None, "AHEAD": chosen.ahead, **_overlap(x.device)},
+            num_warps=chosen.warps,
+            num_stages=chosen.stages,
+        )
+    return out.view(*x.shape[:-1], rows)
+
+
+@cache
+def _overlap(device: torch.device) -> dict[str, Any]:
+    """Options of a launch that may begin early, where the device can."""
+    early = torch.version.cuda is not None and torch.cuda.get_device_capability(device) >= (9, 0)
+    return {"EARLY": True, "launch_pdl": True} if early else {"EARLY": False}
+
+
+# `tokens` is not specialised: 1 and 16 would otherwise get programs of their own.
+@triton.jit(do_not_specialize=["tokens"])
+def _multiply(
+    x, weight, norm, residual, out,
+    tokens, rows, columns, epsilon,
+    MOST: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, EVEN: tl.constexpr,
+    NORMED: tl.constexpr, ADDED: tl.constexpr, AHEAD: tl.constexpr, EARLY: tl.constexpr,
+):  # fmt: skip
+    """`ROWS` numbers of every row of the result."""
+    if EARLY:
+        tl.extra.cuda.gdc_launch_dependents()
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    token, place = tl.arange(0, MOST), tl.arange(0, COLUMNS)
+    is_row, is_token = (row < rows)[:, None], (token < tokens)[:, None]
+    weights = weight + row.to(tl.int64)[:, None] * columns + place
+    inputs = x + token[:, None] * columns + place
+    norms = norm + place
+    total = tl.zeros([MOST, ROWS], tl.float32)
+    squares = tl.zeros([MOST, COLUMNS], tl.float32)
+    begin = 0
+    if AHEAD:
+        read = tl.load(weights, mask=is_row & (place < columns)[None, :], other=0.0, eviction_policy="evict_first")
+    if EARLY:
+        tl.extra.cuda.gdc_wait()
+    if AHEAD:
+        some = tl.load(inputs, mask=is_token & (place < columns)[None, :], other=0.0)
+        if NORMED:
+            numbers = some.to(tl.float32)
+            squares += numbers * numbers
+            some = (numbers * tl.load(norms, mask=place < columns, other=0.0).to(tl.float32)[None, :]).to(some.dtype)
+        total = tl.dot(some, tl.trans(read), total)
+        begin = COLUMNS
+    for start in range(begin, columns, COLUMNS):
+        if EVEN:
+            read = tl.load(weights + start, mask=is_row, other=0.0, eviction_policy="evict_first")
+            some = tl.load(inputs + start, mask=is_token, other=0.0)
+        else:
+            real = (start + place < columns)[None, :]
+            read = tl.load(weights + start, mask=is_row & real, other=0.0, eviction_policy="evict_first")
+            some = tl.load(inputs + start, mask=is_token & real, other=0.0)
+        if NORMED:
+            numbers = some.to(tl.float32)
+            squares += numbers * numbers
+            factor = tl.load(norms + start, mask=start + place < columns, other=0.0).to(tl.float32)
+            some = (numbers * factor[None, :]).to(some.dtype)
+        total = tl.dot(some, tl.trans(read), total)
+    if NORMED:
+        total *= tl.rsqrt(tl.sum(squares, 1) / columns + epsilon)[:, None]
+    at = token[:, None] * rows + row[None, :]
+    mask = is_token & (row < rows)[None, :]
+    if ADDED:
+        total += tl.load(residual + at, mask=mask, other=0.0).to(tl.float32)
+    tl.store(out + at, total.to(out.dtype.element_ty), mask=mask)
