@@ -1,7 +1,7 @@
-"""A Llama layer over few tokens whose norms and sums are parts of the products around them.
+"""A Llama layer over few tokens by products of our own, with sums as parts of them, and in 4 bits norms too.
 
-A norm is a number a row, known where a product's program reads whole rows; a sum is one more number where the product's
-is written. As kernels of their own they cost their launches, and a layer has two of each.
+A norm is a number a row, known where a product's block of threads reads whole rows; a sum is one more number where the
+product's is written. As kernels of their own they cost their launches, and a layer has two of each.
 """
 
 from collections.abc import Callable
@@ -56,7 +56,7 @@ def _normed(owner: Any, products: tuple[Any, ...], norm: Any, inputs: Tensor) ->
     if joined is not None:
         return joined.normed(inputs, norm)
     weight: Any = fused_of(owner)
-    made = linear_few(inputs, weight, norm=norm.weight, epsilon=norm.variance_epsilon)
+    made = linear_few(norm(inputs), weight)
     return made.split([product.out_features for product in products], -1)
 
 

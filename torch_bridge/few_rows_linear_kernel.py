@@ -7,7 +7,7 @@ From capability 9.0 on a kernel may begin while the one before it still runs (pr
 block of the weight, which nobody writes, is read before it waits.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -18,40 +18,56 @@ from torch import Tensor
 
 from torch_bridge.few_rows_linear import MOST_ROWS
 
+PROCESSORS = 132  # of a Hopper GPU: others may choose worse, not wrong
+
 
 @dataclass(frozen=True, kw_only=True)
 class Tiling:
-    """Rows of the weight for a program, columns of a block, and how a program runs."""
+    """Rows of the weight for a program, columns of a block, blocks on their way; `ahead`: one is read before waiting."""
 
     rows: int = 32
     columns: int = 256
-    warps: int = 4
-    stages: int = 4
+    warps: int = 2
+    stages: int
     ahead: bool = True
 
 
-def tiling(rows: int, columns: int) -> Tiling:
-    """The tiling for a weight [rows, columns]."""
-    return Tiling()
+def tiling(rows: int, shared: int) -> Tiling:
+    """The tiling for a weight of so many rows, on a device with so many bytes of shared memory for a program.
+
+    Of 40 to 101 that were tried on an H200 at the shapes of a 7B Llama. A sum's order is that of columns in all of
+    them.
+    """
+    programs = rows / 32 / PROCESSORS
+    if programs <= 1:
+        chosen = Tiling(stages=6)
+    else:
+        chosen = Tiling(stages=4) if programs <= 4 else Tiling(rows=16, stages=3, ahead=False)
+    most = (shared - 1024) // (2 * (chosen.rows + MOST_ROWS) * chosen.columns)
+    return replace(chosen, stages=max(1, min(chosen.stages, most)))
 
 
-def multiply(x: Tensor, weight: Tensor, residual: Tensor | None, norm: Tensor | None, epsilon: float) -> Tensor:
+def multiply(x: Tensor, weight: Tensor, residual: Tensor | None) -> Tensor:
     """What `linear_few` returns, for arguments that it has checked."""
     rows, columns = weight.shape
     flat = x.reshape(-1, columns).contiguous()
     added = None if residual is None else residual.reshape(-1, rows).contiguous()
     out = x.new_empty(len(flat), rows)
-    chosen = tiling(rows, columns)
+    chosen = tiling(rows, _shared(x.device))
     with torch.cuda.device_of(x):
         _multiply[(triton.cdiv(rows, chosen.rows),)](  # pyright: ignore[reportIndexIssue]
-            *(flat, weight, flat if norm is None else norm, flat if added is None else added, out),
-            *(len(flat), rows, columns, epsilon),
+            *(flat, weight, flat if added is None else added, out, len(flat), rows, columns),
             **{"MOST": MOST_ROWS, "ROWS": chosen.rows, "COLUMNS": chosen.columns, "EVEN": not columns % chosen.columns},
-            **{"NORMED": norm is not None, "ADDED": added is not None, "AHEAD": chosen.ahead, **_overlap(x.device)},
+            **{"ADDED": added is not None, "AHEAD": chosen.ahead, **_overlap(x.device)},
             num_warps=chosen.warps,
             num_stages=chosen.stages,
         )
     return out.view(*x.shape[:-1], rows)
+
+
+@cache
+def _shared(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).shared_memory_per_block_optin
 
 
 @cache
@@ -64,10 +80,10 @@ def _overlap(device: torch.device) -> dict[str, Any]:
 # `tokens` is not specialised: 1 and 16 would otherwise get programs of their own.
 @triton.jit(do_not_specialize=["tokens"])
 def _multiply(
-    x, weight, norm, residual, out,
-    tokens, rows, columns, epsilon,
+    x, weight, residual, out,
+    tokens, rows, columns,
     MOST: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, EVEN: tl.constexpr,
-    NORMED: tl.constexpr, ADDED: tl.constexpr, AHEAD: tl.constexpr, EARLY: tl.constexpr,
+    ADDED: tl.constexpr, AHEAD: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """`ROWS` numbers of every row of the result."""
     if EARLY:
@@ -77,9 +93,7 @@ def _multiply(
     is_row, is_token = (row < rows)[:, None], (token < tokens)[:, None]
     weights = weight + row.to(tl.int64)[:, None] * columns + place
     inputs = x + token[:, None] * columns + place
-    norms = norm + place
     total = tl.zeros([MOST, ROWS], tl.float32)
-    squares = tl.zeros([MOST, COLUMNS], tl.float32)
     begin = 0
     if AHEAD:
         read = tl.load(weights, mask=is_row & (place < columns)[None, :], other=0.0, eviction_policy="evict_first")
@@ -87,10 +101,6 @@ def _multiply(
         tl.extra.cuda.gdc_wait()
     if AHEAD:
         some = tl.load(inputs, mask=is_token & (place < columns)[None, :], other=0.0)
-        if NORMED:
-            numbers = some.to(tl.float32)
-            squares += numbers * numbers
-            some = (numbers * tl.load(norms, mask=place < columns, other=0.0).to(tl.float32)[None, :]).to(some.dtype)
         total = tl.dot(some, tl.trans(read), total)
         begin = COLUMNS
     for start in range(begin, columns, COLUMNS):
@@ -101,14 +111,7 @@ def _multiply(
             real = (start + place < columns)[None, :]
             read = tl.load(weights + start, mask=is_row & real, other=0.0, eviction_policy="evict_first")
             some = tl.load(inputs + start, mask=is_token & real, other=0.0)
-        if NORMED:
-            numbers = some.to(tl.float32)
-            squares += numbers * numbers
-            factor = tl.load(norms + start, mask=start + place < columns, other=0.0).to(tl.float32)
-            some = (numbers * factor[None, :]).to(some.dtype)
         total = tl.dot(some, tl.trans(read), total)
-    if NORMED:
-        total *= tl.rsqrt(tl.sum(squares, 1) / columns + epsilon)[:, None]
     at = token[:, None] * rows + row[None, :]
     mask = is_token & (row < rows)[None, :]
     if ADDED:

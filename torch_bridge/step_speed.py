@@ -14,6 +14,8 @@ from torch.nn import functional
 from transformers import LlamaModel
 
 from torch_bridge.extract_speed import profiled_events
+from torch_bridge.few_layer import takes_few
+from torch_bridge.few_rows_linear import linear_few
 from torch_bridge.fused_projections import fused_of
 from torch_bridge.graphs import captured
 from torch_bridge.nf4.linear import parallel_of
@@ -21,7 +23,7 @@ from torch_bridge.vlm import VLM, Session
 
 GROUPS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("attention", ("attend", "flash", "fmha", "sdpa", "_splits", "_join")),
-    ("products", ("gemm", "gemv", "nvjet", "cutlass", "splitk", "dot_kernel", "4bit", "matmul")),
+    ("products", ("gemm", "gemv", "nvjet", "cutlass", "splitk", "dot_kernel", "4bit", "matmul", "_multiply")),
     ("copies", ("memcpy", "memset")),
 )
 OTHERS = "norms, rotary, sums, argmax"
@@ -68,27 +70,35 @@ def prompt_seconds(session: Session, question: str, clip: Any, *, repeats: int, 
 def product_seconds(vlm: VLM, count: int, *, repeats: int) -> list[float]:
     """Seconds of all linear layers of the language model over `count` rows, nothing between them; the head is not one.
 
-    On a GPU one graph, by events on its stream.
+    On a GPU one graph, by events on its stream; dense ones by the operation that passes use.
     """
-    return _seconds_of(vlm, _products(vlm.language_model), count, repeats)
+    ours = all(takes_few(layer) for layer in vlm.language_model.layers)
+    return _seconds_of(vlm, _products(vlm.language_model), count, repeats, linear_few if ours else functional.linear)
 
 
 def head_seconds(vlm: VLM, count: int, *, repeats: int) -> list[float]:
     """Seconds of the head's product alone, over `count` rows; its weight is more than a cache holds."""
-    return _seconds_of(vlm, [vlm.lm_head], count, repeats)
+    return _seconds_of(vlm, [vlm.lm_head], count, repeats, functional.linear)
 
 
-def _seconds_of(vlm: VLM, products: list[nn.Module | torch.Tensor], count: int, repeats: int) -> list[float]:
+def _seconds_of(
+    vlm: VLM,
+    products: list[nn.Module | torch.Tensor],
+    count: int,
+    repeats: int,
+    dense: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+) -> list[float]:
     like = vlm.language_model.norm.weight
     inputs = {size: torch.randn(count, size, dtype=like.dtype, device=like.device) for size in _widths(products)}
 
     @torch.inference_mode()
     def work() -> None:
         for product in products:
-            if isinstance(product, nn.Module):
-                product(inputs[product.in_features])  # type: ignore[index]
+            weight: Any = product.weight if type(product) is nn.Linear else product
+            if isinstance(weight, nn.Module):
+                weight(inputs[weight.in_features])  # type: ignore[index]
             else:
-                functional.linear(inputs[product.shape[1]], product)
+                dense(inputs[weight.shape[1]], weight)
 
     return _graph_seconds(vlm, work, repeats)
 
