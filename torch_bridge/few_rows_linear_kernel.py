@@ -23,7 +23,7 @@ PROCESSORS = 132  # of a Hopper GPU: others may choose worse, not wrong
 
 @dataclass(frozen=True, kw_only=True)
 class Tiling:
-    """Rows of the weight for a program, columns of a block, blocks on their way; `ahead`: one is read before waiting."""
+    """Rows of the weight for a program, columns of a block, blocks on their way; `ahead`: one precedes the wait."""
 
     rows: int = 32
     columns: int = 256
