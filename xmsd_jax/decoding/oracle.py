@@ -31,7 +31,7 @@ class Oracle:
     past the end of the answer has no right id: both are misses.
 
     With `compute` the row pays for a drafter that exists: its `propose` runs on the same context and its ids are thrown
-    away; a draft is as long as the one that was computed, and `lane` is its lane. The oracle itself takes some 8
+    away; a draft is as long as the one that was computed, and `lane` is its lane. The oracle itself takes some 5
     microseconds a proposal: what it needs of an answer is made at the answer's first one.
     """
 
