@@ -20,17 +20,20 @@ _HALVES = torch.bfloat16, torch.float16
 
 
 def takes_few(layer: Any) -> bool:
-    """Whether all of the layer's products are ours (4 bits), or could be (dense, on a GPU with triton)."""
-    owners = (layer.self_attn, layer.input_layernorm), (layer.mlp, layer.post_attention_layernorm)
+    """Whether `few_tokens` can read by this layer: parallel products are joined, in 4 bits or dense."""
+    owners = layer.self_attn, layer.mlp
     last = layer.self_attn.o_proj, layer.mlp.down_proj
-    if any(type(norm) is not LlamaRMSNorm or norm.weight.dtype not in _HALVES for _, norm in owners):
-        return False
-    if any(product.bias is not None for product in last):
-        return False
-    if all(is_fused(product) for product in last):
-        return all(_is_narrow(parallel_of(owner)) for owner, _ in owners)
-    dense = all(fused_of(owner) is not None for owner, _ in owners) and all(type(p) is nn.Linear for p in last)
-    return dense and layer.mlp.down_proj.weight.device.type == "cuda" and has_triton()
+    if all(is_fused(product) and product.bias is None for product in last) and _plain_norms(layer):
+        return all(_is_narrow(parallel_of(owner)) for owner in owners)
+    return is_dense(layer) and all(fused_of(owner) is not None for owner in owners)
+
+
+def is_dense(layer: Any) -> bool:
+    """Whether a layer's products are plain ones in 16 bits, without biases, on a GPU with triton."""
+    block, mlp = layer.self_attn, layer.mlp
+    products = block.q_proj, block.k_proj, block.v_proj, block.o_proj, mlp.gate_proj, mlp.up_proj, mlp.down_proj
+    plain = all(type(p) is nn.Linear and p.bias is None and p.weight.dtype in _HALVES for p in products)
+    return plain and _plain_norms(layer) and block.o_proj.weight.device.type == "cuda" and has_triton()
 
 
 def few_tokens(
@@ -44,6 +47,11 @@ def few_tokens(
     inputs = _onto(inputs, block.o_proj, attended.transpose(1, 2).flatten(2))
     gate, up = _normed(mlp, (mlp.gate_proj, mlp.up_proj), layer.post_attention_layernorm, inputs)
     return _onto(inputs, mlp.down_proj, mlp.act_fn(gate) * up)
+
+
+def _plain_norms(layer: Any) -> bool:
+    norms = layer.input_layernorm, layer.post_attention_layernorm
+    return all(type(norm) is LlamaRMSNorm and norm.weight.dtype in _HALVES for norm in norms)
 
 
 def _is_narrow(joined: Any) -> bool:

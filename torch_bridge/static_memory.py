@@ -36,6 +36,7 @@ class StaticMemory:
         columns: int,
         rows: int,
         fixed: bool = False,
+        own_products: bool = True,
         chunk_pass: ChunkLayer | None = None,
     ) -> None:
         """Take the memory: 2 * layers * key-value width numbers a column, d a row.
@@ -45,6 +46,7 @@ class StaticMemory:
             columns: tokens that fit; some more may be taken.
             rows: states that fit.
             fixed: few tokens attend by sums of one order at every length, see `attend_few_fixed`.
+            own_products: few tokens are read by products of our own, where the layers allow it (`takes_few`).
             chunk_pass: how a layer reads many tokens; plainly by default.
         """
         config: Any = llama.config
@@ -54,7 +56,7 @@ class StaticMemory:
         self.llama, self.columns = llama, shape[2]
         # On a GPU it is the same operation: then the compiled program is the same too.
         self._fixed = fixed and like.device.type != "cuda"
-        self._ours = all(map(takes_few, self.llama.layers))
+        self._ours = own_products and all(map(takes_few, self.llama.layers))
         self.layers = [(like.new_zeros(shape), like.new_zeros(shape)) for _ in range(config.num_hidden_layers)]
         self.states = like.new_zeros(rows, config.hidden_size)
         self._chunk_pass = chunk_pass or chunk_layer

@@ -45,7 +45,7 @@ class StaticSession(Session):
         lengths: Sequence[int] = LENGTHS,
         exact: bool = False,
         compiled: bool | None = None,
-        fused_nf4: bool = True,
+        own_products: bool = True,
         keep_visual: bool = False,
     ) -> None:
         """Prepare; memory is taken by the first prompt, and graphs are captured by the first pass of each length.
@@ -56,9 +56,9 @@ class StaticSession(Session):
             lengths: of captured passes; 1 is always one of them.
             exact: see the module.
             compiled: whether passes are compiled as well; None compiles on a GPU.
-            fused_nf4: on a GPU, replace 4-bit layers in place by ones that multiply few rows with a kernel of our own
-                (`torch_bridge.nf4`), where it can be built; else they stay bitsandbytes'. The same for all sessions of
-                a model.
+            own_products: on a GPU, multiply few rows by kernels of our own. 4-bit layers are replaced in place, where
+                the kernel can be built (`torch_bridge.nf4`), and so the same for all sessions of a model; dense ones
+                stay (`torch_bridge.few_rows_linear`). Else they are the library's.
             keep_visual: a prompt about the visual tokens of the one before (the same tensor) reads its question alone.
                 Every prompt is read in two pieces then, so its states differ from those of a session without this by
                 rounding.
@@ -77,7 +77,7 @@ class StaticSession(Session):
         self.lengths = (max(lengths),) if exact else tuple(sorted({1, *lengths}))
         self._padded = on_gpu or exact
         self._compiled = on_gpu if compiled is None else compiled
-        self._keeps = keep_visual
+        self._own, self._keeps = own_products, keep_visual
         self._visual: Tensor | None = None  # whose columns are in the cache
         self._memory: StaticMemory | None = None
         self._passes: dict[int, FewPass] = {}
@@ -87,7 +87,7 @@ class StaticSession(Session):
         self._look = GraphedLook(vlm) if on_gpu else vlm.look
         if on_gpu:
             fuse(vlm.language_model)
-            choose_products(vlm.language_model, fused=fused_nf4)
+            choose_products(vlm.language_model, fused=own_products)
 
     @property
     def length(self) -> int:
@@ -221,7 +221,7 @@ class StaticSession(Session):
                 self._pool = torch.cuda.graph_pool_handle()  # that of graphs that are gone must not be used again
             self._memory = None  # first, so that both are never held at once
             with torch.inference_mode(False):  # others may write into it, or lend it
-                how: Any = {"fixed": self.exact, "chunk_pass": chunk_pass(self._compiled)}
+                how: Any = {"fixed": self.exact, "own_products": self._own, "chunk_pass": chunk_pass(self._compiled)}
                 llama = self.vlm.language_model
                 self._memory = StaticMemory(llama, columns=prompt + spare, rows=spare + 1, **how)
             if self._compiled:

@@ -67,12 +67,12 @@ def prompt_seconds(session: Session, question: str, clip: Any, *, repeats: int, 
     return times
 
 
-def product_seconds(vlm: VLM, count: int, *, repeats: int) -> list[float]:
+def product_seconds(vlm: VLM, count: int, *, repeats: int, own: bool = True) -> list[float]:
     """Seconds of all linear layers of the language model over `count` rows, nothing between them; the head is not one.
 
-    On a GPU one graph, by events on its stream; dense ones by the operation that passes use.
+    On a GPU one graph, by events on its stream; dense ones as passes multiply, or, not `own`, by the library.
     """
-    ours = all(takes_few(layer) for layer in vlm.language_model.layers)
+    ours = own and all(takes_few(layer) for layer in vlm.language_model.layers)
     return _seconds_of(vlm, _products(vlm.language_model), count, repeats, linear_few if ours else functional.linear)
 
 

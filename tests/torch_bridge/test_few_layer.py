@@ -5,9 +5,10 @@ from functools import partial
 import pytest
 import torch
 from torch import Tensor
+from transformers import LlamaConfig, LlamaModel
 
 from tests.torch_bridge.test_nf4_linear import DEVICES, llama, relative
-from torch_bridge.few_layer import few_tokens, takes_few
+from torch_bridge.few_layer import few_tokens, is_dense, takes_few
 from torch_bridge.fused_projections import fuse
 from torch_bridge.nf4.linear import fuse_nf4
 from torch_bridge.shared_prefix import summands
@@ -46,6 +47,28 @@ def test_a_layer_is_the_librarys(count, device):
         found = few_tokens(other, inputs, *how)
         assert relative(found, expected) < 3 * HALF  # pyright: ignore[reportArgumentType]
         assert relative(inputs, expected) > 0.1, "the layer adds something"  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("count", [1, 6, 16])
+def test_a_dense_layer_is_the_librarys(count, device):
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        hidden_size=128,
+        intermediate_size=320,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        num_hidden_layers=1,
+        vocab_size=64,
+    )
+    model = LlamaModel(config).eval().requires_grad_(False).to(device, torch.bfloat16)
+    fuse(model)
+    (layer,) = model.layers
+    assert is_dense(layer) is takes_few(layer) is (device == "cuda")
+    inputs = torch.randn(1, count, 128, device=device).bfloat16()
+    how = turned(model, count, device), partial(attend, 0.7)
+    expected = sum(summands(layer, inputs, *how))
+    assert relative(few_tokens(layer, inputs, *how), expected) < 3 * HALF  # pyright: ignore[reportArgumentType]
 
 
 @pytest.mark.parametrize("device", DEVICES)

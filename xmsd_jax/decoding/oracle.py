@@ -10,7 +10,6 @@ from xmsd_jax.decoding.imposed import conditional
 from xmsd_jax.decoding.ports import Context, Draft, Drafter, DrafterLane, Prompt
 from xmsd_jax.decoding.replayed import Answers, lookup
 
-
 _AT_ONCE = 32  # ids of a draft whose draws are made before the answer begins
 
 

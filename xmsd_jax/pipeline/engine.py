@@ -7,7 +7,7 @@ from xmsd_jax.config import ConfigError
 from xmsd_jax.decoding.live import Lanes
 
 LIBRARY = "library products"
-"""Ends the name of a row of plain decoding by the library's own 4-bit products."""
+"""Ends the name of a row of plain decoding by the library's own products."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,8 +17,8 @@ class EngineConfig:
     cache: `static` reads every pass into memory of fixed size, on a GPU as CUDA graphs over compiled layers; `growing`
     is transformers' own way. lengths: of captured passes; another one is padded to the next. exact: plain decoding and
     verification at one length, so that speculative ids are greedy ids in bfloat16 and NF4 too. compiled: null compiles
-    on a GPU. products: of few rows with 4-bit weights on a GPU, by a fused kernel where it can be built, or by the
-    library. lanes: `parallel` runs the drafter model's phase 1 on its own stream, beside the target's prefill.
+    on a GPU. products: of few rows on a GPU, by kernels of our own where they can be built, or by the library. lanes:
+    `parallel` runs the drafter model's phase 1 on its own stream, beside the target's prefill.
     """
 
     cache: Literal["static", "growing"] = "static"
@@ -44,14 +44,21 @@ class EngineConfig:
         from torch_bridge.static_session import StaticSession
 
         options = {"lengths": self.lengths, "exact": self.exact, "compiled": self.compiled}
-        return StaticSession(vlm, room=room, fused_nf4=self.products == "fused", keep_visual=keep_visual, **options)
+        return StaticSession(vlm, room=room, own_products=self.products == "fused", keep_visual=keep_visual, **options)
 
     def fuses(self, vlm: Any) -> bool:
-        """Whether a session of this model multiplies 4-bit layers by the fused kernel."""
+        """Whether a session of this model multiplies few rows by kernels of our own."""
+        from torch_bridge.few_layer import is_dense
+
+        static = self.cache == "static" and self.products == "fused" and vlm.device.type == "cuda"
+        return static and (self.replaces(vlm) or all(map(is_dense, vlm.language_model.layers)))
+
+    def replaces(self, vlm: Any) -> bool:
+        """Whether it does so in the place of the model's layers: the library's rows need the model once more then."""
         from torch_bridge.nf4.linear import takes_kernel
 
-        static = self.cache == "static" and self.products == "fused"
-        return static and vlm.device.type == "cuda" and takes_kernel(vlm.language_model)
+        static = self.cache == "static" and self.products == "fused" and vlm.device.type == "cuda"
+        return static and takes_kernel(vlm.language_model)
 
     def rows(self, room: int) -> int:
         """Rows of the buffer in which a session with that room holds an answer's states."""

@@ -74,8 +74,8 @@ class LivePair:
             engine: under verifiers and lane; None: the default one.
             decisions: what stands between every verifier and the loop, as a replay of recorded answers.
             room: tokens after the prompt that static caches hold; None: an answer, and some to spare.
-            library_target: the target once more, for rows of plain decoding by the library's own 4-bit products: over
-                this engine, eager, and `generate()`. None: the target itself, and no row over the engine.
+            library_target: for rows of plain decoding by the library's own products, over this engine, eager, and by
+                `generate()`: the target, once more where its layers are replaced. None: no such row over the engine.
         """
         from torch_bridge.drafter import TorchLane
         from torch_bridge.exchange import fetch, share
@@ -112,16 +112,18 @@ class LivePair:
     def load(cls, config: PairConfig, lengths: Lengths, *, by_library: bool = False, **options: Any) -> "LivePair":
         """Load the models of a config; `options` as in the constructor.
 
-        `by_library`: the target once more where the engine's 4-bit products are not the library's, so that the rows
-        which bear the library's name are its own.
+        `by_library`: plain decoding over the engine by the library's products too, where the engine has its own; rows
+        which bear the library's name are its own (a second target is loaded where layers are replaced).
         """
         from torch_bridge.pair import load_pair
         from torch_bridge.video_llava import load_target
 
         models = load_pair(**pair_options(config))
-        if by_library and (options.get("engine") or EngineConfig()).fuses(models[0]):
+        engine = options.get("engine") or EngineConfig()
+        if by_library and engine.fuses(models[0]):
             how = {"dtype": config.dtype, "device": config.device, "quantisation": config.quantisation}
-            options["library_target"] = load_target(model_folder(config, "target"), **how)
+            again = engine.replaces(models[0])
+            options["library_target"] = load_target(model_folder(config, "target"), **how) if again else models[0]
         return cls(models, lengths, **options)
 
     def share(self, on: bool) -> None:

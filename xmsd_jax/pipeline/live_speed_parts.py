@@ -75,7 +75,10 @@ class Bench:
 
     @cached_property
     def library_target(self) -> Any:
-        """The target once more, to multiply few rows as the library does; None where the engine does so anyway."""
+        """Who multiplies few rows as the library does: the target, once more where its layers are replaced.
+
+        None where the engine does so anyway.
+        """
         import torch
 
         from torch_bridge.made_pair import made_target
@@ -83,6 +86,8 @@ class Bench:
         config = self.config
         if not config.engine.fuses(self.models[0]):
             return None
+        if not config.engine.replaces(self.models[0]):
+            return self.models[0]
         how = {"device": config.device, "dtype": getattr(torch, config.dtype), "seed": config.seed}
         return made_target(config.shape, self.quantisation, **how)
 
@@ -121,7 +126,9 @@ class Bench:
         products = {m: step_speed.product_seconds(target, m, repeats=config.pass_repeats) for m in config.passes}
         found["products"] = step_speed.millis(products)
         if library is not None:
-            products = {m: step_speed.product_seconds(library, m, repeats=config.pass_repeats) for m in config.passes}
+            products = {
+                m: step_speed.product_seconds(library, m, repeats=config.pass_repeats, own=False) for m in config.passes
+            }
             found["library products"] = step_speed.millis(products)
         heads = {m: step_speed.head_seconds(target, m, repeats=config.pass_repeats) for m in (1, 6)}
         found["head"] = step_speed.millis(heads)
