@@ -1,5 +1,6 @@
 """The README's tables are the committed results, and what it points to is there."""
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ TABLES = (
     ("demo_cpu", "held-out street scenes", "", 21),
     ("demo_cpu", "real DAVIS346 recording", "", 21),
     ("study_cpu", "held-out street scenes", "", 23),
-    ("live_h100", "recorded answers", "none", 8),
+    ("live_h200", "recorded answers", "none", 8),
     ("live_h100", "recorded answers", "nf4", 6),
 )
 SWEEP = ("throughput", "wall_clock_share")
@@ -158,38 +159,74 @@ def test_links_lead_to_files():
     assert [link for link in links if not (ROOT / link).exists()] == []
 
 
-def test_the_figures_of_live_decoding_are_those_of_the_committed_results():
+def figure(rows: list[Row], metric: str, row: str = "target compiled", **settings: Any) -> Row:
+    """The first such row that is no prediction."""
+    fit = [r for r in rows if (r.metric, r.row) == (metric, row) and settings.items() <= r.settings.items()]
+    return next(r for r in fit if r.kind != "predicted" and r.value is not None)
+
+
+def line_of(words: str) -> str:
+    """The line of the README's table of figures that begins so."""
+    return next(line for line in README.splitlines() if line.startswith(f"| {words}"))
+
+
+def test_the_figures_of_live_decoding_in_bfloat16_are_those_of_the_committed_results():
+    rows, about = read_results(ROOT / "results" / "live_h200")
+    assert "the tree that ran is commit" in about["note"]
+    assert about["gpus"][0].startswith("NVIDIA H200")
+    ride = "ladder: n-gram (ride)"
+
+    def of(metric: str, row: str = "target compiled", **settings: Any) -> float:
+        return figure(rows, metric, row, format="bfloat16", **settings).value or 0
+
+    def range_of(metric: str, replayed: bool) -> tuple[float, float]:
+        found = [r for r in rows if r.metric == metric]
+        values = [r.value or 0 for r in found if (r.settings["clips"] == "recorded answers") is replayed]
+        return min(values), max(values)
+
+    alone, parts, imposed = figure(rows, "decode_1_ms"), "iteration_over_parts", "predicted_off_by"
+    shares = [f"{low * 100:.1f} to {high * 100:.1f} %" for low, high in (range_of(imposed, b) for b in (True, False))]
+    between = [f"{low:.2f} to {high:.2f}" for low, high in (range_of(parts, b) for b in (True, False))]
+    expected = {
+        "compiled baseline, ms a token, bf16": f"{of('token_ms', clips='recorded answers'):.2f}; {alone.value:.2f} as "
+        f"a pass alone ({alone.low:.2f} to {alone.high:.2f})",
+        "verify-6": f"| {of('verify_6_ms'):.2f} / ",
+        "iteration over": f"{between[0]} replayed, {between[1]} imposed",
+        "proposer": f"{of('proposal_ms', 'B1'):.2f} between passes",
+        "predicted against": shares[0],
+        "the same, imposed": shares[1],
+        "n-gram, whole answer, against": f"{of('speedup', ride):.2f}x",
+        "decode part alone": f"{of('decode_speedup', ride):.2f}x / {of('decode_speedup', 'ladder: n-gram'):.2f}x",
+        "`ride` against": f"{of('iterations_saved', ride):.2f} passes",
+        "speculative ids against": f"{of('divergences_without_exact', 'oracle'):.0f} answers differ / none",
+        "what `exact` costs": f"{of('exact_cost', 'oracle', of='alone'):.2f}x, drafted "
+        f"{of('exact_cost', 'oracle', of='drafted'):.2f}x",
+    }
+    assert {words: told for words, told in expected.items() if told not in line_of(words)} == {}
+    assert of("exact_divergences", "oracle") == 0
+    off = [(r.row, r.settings.get("acceptance")) for r in rows if r.metric == imposed and (r.value or 0) > 0.05]
+    assert off == [("L5F (synced)", 0.9), ("B1", 0.3), ("B1", 0.5)], "each of them stands in the table"
+
+
+def test_the_figures_of_live_decoding_in_nf4_are_those_of_the_committed_results():
     rows, about = read_results(ROOT / "results" / "live_h100")
     assert "the tree that ran is commit" in about["note"]
-    plain, library, ride = "target compiled", "target compiled, library products", "ladder: n-gram (ride)"
+    library, ride = "target compiled, library products", "ladder: n-gram (ride)"
+    probes = json.loads((ROOT / "results" / "live_h200" / "probes.json").read_text())["steps"]
+    step = probes["nf4, norms and sums in products"]
 
-    def of(metric: str, row: str = plain, form: str = "NF4", **settings: Any) -> float:
-        wanted = {"format": form, **settings}
-        found = [r for r in rows if (r.metric, r.row) == (metric, row) and wanted.items() <= r.settings.items()]
-        return next(r.value for r in found if r.kind != "predicted" and r.value is not None)
+    def of(metric: str, row: str = "target compiled", **settings: Any) -> float:
+        return figure(rows, metric, row, format="NF4", **settings).value or 0
 
-    def bf16(metric: str, row: str = plain) -> float:
-        return of(metric, row, "bfloat16")
-
-    def every(metric: str) -> dict[str, float]:
-        return {r.row: r.value or 0 for r in rows if r.metric == metric and r.settings["format"] == "bfloat16"}
-
-    off, parts = every("predicted_off_by"), every("iteration_over_parts").values()
+    one, six = ("{:.2f} ({:.2f} to {:.2f}".format(*step["pass_ms"][m]) for m in ("1", "6"))
     expected = {
-        "ms a token, bf16": f"**{bf16('token_ms'):.2f}**; {bf16('decode_1_ms'):.2f} as a pass alone",
-        "ms a token, NF4": f"**{of('token_ms', library):.2f}** / **{of('token_ms'):.2f}**; as a pass alone "
-        f"{of('pass_ms', library, M=1):.2f} / {of('decode_1_ms'):.2f}",
-        "verify-6": f"**{bf16('verify_6_ms'):.2f}** / {of('verify_6_ms'):.2f}, and {of('pass_ms', library, M=6):.1f}",
-        "224 linear": " / ".join(f"{of('products_ms', 'linear layers', M=m):.2f}" for m in (1, 6, 16)),
-        "iteration over": f"{min(parts):.2f} to {max(parts):.2f}",
-        "predicted against": f"{min(off.values()) * 100:.1f} to {max(off.values()) * 100:.1f} %",
-        "n-gram, whole answer, against": f"{bf16('speedup', ride):.2f}x",
-        "decode part alone": f"{bf16('decode_speedup', ride):.2f}x / {bf16('decode_speedup', 'ladder: n-gram'):.2f}x",
-        "`ride` against": f"{bf16('iterations_saved', ride):.2f} passes",
+        "compiled baseline, ms a token, NF4": f"H100: **{of('token_ms', library):.2f}** / **{of('token_ms'):.2f}**",
+        "verify-6": f" / {six}); with bitsandbytes {of('pass_ms', library, M=6):.1f} (H100)",
+        "224 linear": "{:.2f} / {:.2f} / not run".format(*step["products_ms"].values()),
         "n-gram in NF4, whole": f"{of('speedup_over_library', ride):.2f}x",
         "the same, decode alone": f"{of('decode_speedup', ride):.2f}x",
     }
-    for line, figure in expected.items():
-        assert any(line in text and figure in text for text in README.splitlines()), (line, figure)
-    missed = {row for row, share in off.items() if share > 0.05}
-    assert missed == {"template (ride)", "n-gram", "n-gram (wait)", "n-gram (ride)"}
+    assert {words: told for words, told in expected.items() if told not in line_of(words)} == {}
+    assert f"on the H200: {one}" in line_of("compiled baseline, ms a token, NF4")
+    assert " / ".join(f"{of('products_ms', 'linear layers', M=m):.2f}" for m in (1, 6, 16)) in line_of("224 linear")
+    assert f"{probes['bfloat16, before']['pass_ms']['1'][0]:.2f} ms a pass on such a card" in README

@@ -31,7 +31,7 @@ class Tiling:
     """Columns of a split (one program) and of a block (one pair of products); how a program of the first kernel runs.
 
     With three stages a block of 64 columns and 128 numbers in bfloat16 takes some 70 KB of shared memory: three
-    programs fit on a processor, so all of them are loading at once, each two blocks ahead. Chosen on an H200 among 40
+    programs fit on a processor, so all of them are loading at once, each two blocks ahead. Chosen on an H200 among 57
     (`results/live_h200/few_rows.json`).
     """
 
