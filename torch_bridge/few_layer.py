@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from transformers.models.llama.modeling_llama import LlamaRMSNorm, apply_rotary_pos_emb
 
-from torch_bridge.few_rows_linear import has_triton, linear_few
+from torch_bridge.few_rows import has_triton
+from torch_bridge.few_rows_linear import linear_few
 from torch_bridge.fused_projections import fused_of
 from torch_bridge.nf4.kernel import MOST_NORMED
 from torch_bridge.nf4.linear import is_fused, parallel_of

@@ -39,7 +39,7 @@ def attend_few(query: Tensor, keys: Tensor, values: Tensor, length: Tensor) -> T
     _check(query, keys, values, length)
     if query.device.type != "cuda":
         return _attend_used(query, keys, values, int(length))
-    if _has_triton():
+    if has_triton():
         from torch_bridge.few_rows_kernel import attend_splits, tiling  # CPU builds of torch bring no triton
 
         return attend_splits(query, keys, values, length, tiling(keys))
@@ -129,5 +129,6 @@ def _laid_out(result: Tensor) -> Tensor:
 
 
 @cache
-def _has_triton() -> bool:
+def has_triton() -> bool:
+    """Whether triton is installed: torch's CUDA builds bring it."""
     return find_spec("triton") is not None

@@ -5,12 +5,11 @@ that on a Hopper GPU, and leave a gap at each launch. With triton, one program f
 depend on how many there are, nor on the others. Elsewhere the same operation in torch's own terms.
 """
 
-from functools import cache
-from importlib.util import find_spec
-
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+from torch_bridge.few_rows import has_triton
 
 MOST_ROWS = 16  # of the smallest matrix product of tensor cores: fewer cost the same
 
@@ -43,12 +42,6 @@ def linear_few(x: Tensor, weight: Tensor, residual: Tensor | None = None) -> Ten
 def _(x: Tensor, weight: Tensor, residual: Tensor | None = None) -> Tensor:
     _check(x, weight, residual)
     return x.new_empty(*x.shape[:-1], len(weight))
-
-
-@cache
-def has_triton() -> bool:
-    """Whether triton is installed: torch's CUDA builds bring it."""
-    return find_spec("triton") is not None
 
 
 def _check(x: Tensor, weight: Tensor, residual: Tensor | None) -> None:
