@@ -32,7 +32,7 @@ class Asked:
         return value <= self.bound if self.at_most else value >= self.bound
 
     def __str__(self) -> str:
-        return f"asked: {'at most' if self.at_most else 'at least'} {self.bound:g}"
+        return f"{'at most' if self.at_most else 'at least'} {self.bound:g}"
 
 
 ASKED = {
@@ -88,8 +88,8 @@ def _verdict(row: Row) -> str:
     if asked is None:
         return ""
     if "reached" not in row.settings:
-        return f"; {asked}, at full size"
-    return f"; {asked}: {'reached' if row.settings['reached'] else 'MISSED'}"
+        return f"; asked: {asked}, at full size"
+    return f"; asked: {asked}: {'reached' if row.settings['reached'] else 'MISSED'}"
 
 
 class _Rows:

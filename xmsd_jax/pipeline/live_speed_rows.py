@@ -86,8 +86,8 @@ def _verdict(row: Row) -> str:
     if "asked" not in row.settings:
         return ""
     if "reached" not in row.settings:
-        return f"; {row.settings['asked']}, at full size"
-    return f"; {row.settings['asked']}: {'reached' if row.settings['reached'] else 'MISSED'}"
+        return f"; asked: {row.settings['asked']}, at full size"
+    return f"; asked: {row.settings['asked']}: {'reached' if row.settings['reached'] else 'MISSED'}"
 
 
 class _Rows:
