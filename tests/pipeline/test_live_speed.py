@@ -207,3 +207,26 @@ def test_what_cannot_be_timed_is_refused(change, told):
 def test_what_cannot_be_imposed_is_refused(wrong):
     with pytest.raises(ConfigError, match="got"):
         Imposed(**wrong)
+
+
+def test_dense_rows_stand_beside_the_librarys_products_of_the_same_target(record, tmp_path, monkeypatch):
+    """On a GPU dense layers are multiplied in two ways over the same weights; here as if."""
+    small = packaged("live_small")
+    config = replace(
+        small,
+        recorded=replace(small.recorded, fit=record, test=record),
+        parts=("passes", "replayed"),
+        rows=(DraftRow(drafter="n-gram", prefill_mode="ride"),),
+        replayed_answers=3,
+    )
+    monkeypatch.setattr(EngineConfig, "fuses", lambda self, _: self.products == "fused")
+    rows = live_speed.run(config, tmp_path)
+    library = "target static, library products"
+    assert {row.row for row in of(rows, "products_ms")} == {"linear layers", "linear layers, library products"}
+    assert {row.row for row in of(rows, "token_ms")} == {"target static", library}
+    assert {row.settings["M"] for row in of(rows, "pass_ms") if row.row == library} == set(config.passes)
+    for metric in ("speedup", "decode_speedup"):
+        plain = [row for row in of(rows, metric) if row.row == library and row.kind == "replayed"]
+        assert {row.baseline for row in plain} == {"target static"}
+    over = {row.row: row.baseline for row in of(rows, "speedup_over_library") if row.kind == "replayed"}
+    assert over["n-gram (ride)"] == library
