@@ -6,7 +6,6 @@ import os
 import threading
 import time
 from pathlib import Path
-from time import sleep
 
 import numpy as np
 import pytest
@@ -308,7 +307,7 @@ def settles(path, count: int) -> bool:
     for _ in range(300):
         if open_shards(path) == count:
             return True
-        sleep(0.01)
+        time.sleep(0.01)
     return False
 
 
