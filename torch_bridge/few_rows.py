@@ -129,6 +129,13 @@ def _laid_out(result: Tensor) -> Tensor:
 
 
 @cache
+def launches_early(device: torch.device) -> bool:
+    """Whether a kernel may begin while the one before it still runs (programmatic dependent launch)."""
+    able = device.type == "cuda" and torch.version.cuda is not None
+    return able and torch.cuda.get_device_capability(device) >= (9, 0)
+
+
+@cache
 def has_triton() -> bool:
     """Whether triton is installed: torch's CUDA builds bring it."""
     return find_spec("triton") is not None

@@ -9,7 +9,6 @@ before it reads anything.
 """
 
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import torch
@@ -17,10 +16,10 @@ import triton  # pyright: ignore[reportMissingImports]
 import triton.language as tl  # pyright: ignore[reportMissingImports]
 from torch import Tensor
 
-from torch_bridge.few_rows import MOST_TOKENS, new_output
+from torch_bridge.few_rows import MOST_TOKENS, launches_early, new_output
 
 LEAST_SPLIT = 64  # columns
-MOST_PROGRAMS = 330  # five for each two of a GH100's 132 processors: fewer leave some idle, more cost more to join
+MOST_PROGRAMS = 330  # five for each two of a Hopper GPU's 132 processors: fewer leave some idle, more cost more to join
 BLOCK_BYTES = 1 << 14  # of keys in one block, and of values: shared memory has room for several programs a processor
 MOST_JOINED = 64  # splits at a time
 LOG2_E = 1.4426950408889634  # exp2 is one instruction
@@ -61,7 +60,7 @@ def attend_splits(query: Tensor, keys: Tensor, values: Tensor, length: Tensor, t
     # The least and the number of columns decide each split's weight in the join.
     partial = query.new_empty(heads, tokens, splits, size, dtype=torch.float32)
     top, total = query.new_empty(2, heads, tokens, splits, dtype=torch.float32)
-    width = {"SIZE": size, "PADDED": _padded(size)} | _overlap(query.device)
+    width = {"SIZE": size, "PADDED": _padded(size)} | early(query.device)
     with torch.cuda.device_of(query):
         _attend_split[held, splits](  # pyright: ignore[reportIndexIssue]
             *(query, keys, values, length, partial, top, total),
@@ -81,12 +80,9 @@ def attend_splits(query: Tensor, keys: Tensor, values: Tensor, length: Tensor, t
     return out
 
 
-@cache
-def _overlap(device: torch.device) -> dict[str, Any]:
+def early(device: torch.device) -> dict[str, Any]:
     """Options of a launch that may begin early, where the device can."""
-    able = device.type == "cuda" and torch.version.cuda is not None
-    early = able and torch.cuda.get_device_capability(device) >= (9, 0)
-    return {"EARLY": True, "launch_pdl": True} if early else {"EARLY": False}
+    return {"EARLY": True, "launch_pdl": True} if launches_early(device) else {"EARLY": False}
 
 
 def _padded(size: int) -> int:

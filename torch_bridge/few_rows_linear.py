@@ -9,9 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from torch_bridge.few_rows import has_triton
-
-MOST_ROWS = 16  # of the smallest matrix product of tensor cores: fewer cost the same
+from torch_bridge.few_rows import MOST_TOKENS, has_triton
 
 
 @torch.library.custom_op("xmsd::linear_few", mutates_args=())
@@ -45,9 +43,9 @@ def _(x: Tensor, weight: Tensor, residual: Tensor | None = None) -> Tensor:
 
 
 def _check(x: Tensor, weight: Tensor, residual: Tensor | None) -> None:
-    if x.dtype not in (torch.bfloat16, torch.float16) or not 0 < x.numel() <= MOST_ROWS * x.shape[-1]:
+    if x.dtype not in (torch.bfloat16, torch.float16) or not 0 < x.numel() <= MOST_TOKENS * x.shape[-1]:
         raise ValueError(
-            f"linear_few takes 1 to {MOST_ROWS} rows in 16 bits; received {x.dtype}{list(x.shape)}: use "
+            f"linear_few takes 1 to {MOST_TOKENS} rows in 16 bits; received {x.dtype}{list(x.shape)}: use "
             "torch.nn.functional.linear for others"
         )
     if weight.ndim != 2 or weight.shape[1] != x.shape[-1] or not weight.is_contiguous() or weight.dtype != x.dtype:

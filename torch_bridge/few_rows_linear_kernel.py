@@ -9,14 +9,14 @@ block of the weight, which nobody writes, is read before it waits.
 
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import Any
 
 import torch
 import triton  # pyright: ignore[reportMissingImports]
 import triton.language as tl  # pyright: ignore[reportMissingImports]
 from torch import Tensor
 
-from torch_bridge.few_rows_linear import MOST_ROWS
+from torch_bridge.few_rows import MOST_TOKENS
+from torch_bridge.few_rows_kernel import early
 
 PROCESSORS = 132  # of a Hopper GPU: others may choose worse, not wrong
 
@@ -43,7 +43,7 @@ def tiling(rows: int, shared: int) -> Tiling:
         chosen = Tiling(stages=6)
     else:
         chosen = Tiling(stages=4) if programs <= 4 else Tiling(rows=16, stages=3, ahead=False)
-    most = (shared - 1024) // (2 * (chosen.rows + MOST_ROWS) * chosen.columns)
+    most = (shared - 1024) // (2 * (chosen.rows + MOST_TOKENS) * chosen.columns)
     return replace(chosen, stages=max(1, min(chosen.stages, most)))
 
 
@@ -57,8 +57,9 @@ def multiply(x: Tensor, weight: Tensor, residual: Tensor | None) -> Tensor:
     with torch.cuda.device_of(x):
         _multiply[(triton.cdiv(rows, chosen.rows),)](  # pyright: ignore[reportIndexIssue]
             *(flat, weight, flat if added is None else added, out, len(flat), rows, columns),
-            **{"MOST": MOST_ROWS, "ROWS": chosen.rows, "COLUMNS": chosen.columns, "EVEN": not columns % chosen.columns},
-            **{"ADDED": added is not None, "AHEAD": chosen.ahead, **_overlap(x.device)},
+            **{"MOST": MOST_TOKENS, "ROWS": chosen.rows, "COLUMNS": chosen.columns},
+            **{"EVEN": not columns % chosen.columns, "ADDED": added is not None, "AHEAD": chosen.ahead},
+            **early(x.device),
             num_warps=chosen.warps,
             num_stages=chosen.stages,
         )
@@ -68,13 +69,6 @@ def multiply(x: Tensor, weight: Tensor, residual: Tensor | None) -> Tensor:
 @cache
 def _shared(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).shared_memory_per_block_optin
-
-
-@cache
-def _overlap(device: torch.device) -> dict[str, Any]:
-    """Options of a launch that may begin early, where the device can."""
-    early = torch.version.cuda is not None and torch.cuda.get_device_capability(device) >= (9, 0)
-    return {"EARLY": True, "launch_pdl": True} if early else {"EARLY": False}
 
 
 # `tokens` is not specialised: 1 and 16 would otherwise get programs of their own.

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from torch_bridge.few_rows import launches_early
 from torch_bridge.graphs import captured
 from torch_bridge.static_memory import ChunkLayer, FewLayer, StaticMemory, chunk_layer, few_layer
 from torch_bridge.vlm import VLM
@@ -113,5 +114,5 @@ def _options() -> dict[str, Any]:
     """Compiled kernels begin while the one before still runs (programmatic dependent launch), where that can be."""
     from torch._inductor import config
 
-    able = torch.version.cuda is not None and torch.cuda.is_available() and torch.cuda.get_device_capability() >= (9, 0)
+    able = torch.cuda.is_available() and launches_early(torch.device("cuda", torch.cuda.current_device()))
     return {"triton.enable_pdl": True} if able and hasattr(config.triton, "enable_pdl") else {}

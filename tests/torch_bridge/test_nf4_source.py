@@ -8,7 +8,9 @@ import ctypes
 import platform
 import shutil
 import subprocess
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,7 +20,7 @@ from torch import Tensor
 from tests.torch_bridge.test_nf4_layout import SHAPES, by_table, weight
 from torch_bridge.nf4 import layout
 from torch_bridge.nf4.build import SOURCES
-from torch_bridge.nf4.kernel import declared, plan
+from torch_bridge.nf4.kernel import Around, Kernel, declared, plan
 
 COMPILER = shutil.which("g++")
 LEAST_VERSION = 12  # has barriers of C++20 and _Float16
@@ -129,6 +131,24 @@ if compiles():
         for count in (1, 8, 9):
             some = {name: one[:count].clone() if name == "residual" else one for name, one in added.items()}
             assert torch.equal(multiply(library, x[:count], tiles, None, shape[0], **some), full[:count])
+
+    @pytest.mark.parametrize("count", [3, 40])
+    @pytest.mark.parametrize("shape", [(40, 512), (16, 17 * 256)])
+    def test_the_launcher_hands_over_what_the_library_asks_for(library, monkeypatch, shape, count):
+        """Tensors, sizes and the plan in their order, and more than 16 rows by several launches."""
+        monkeypatch.setattr(torch.cuda, "device_of", lambda _: nullcontext())
+        monkeypatch.setattr(torch.cuda, "current_stream", lambda _: SimpleNamespace(cuda_stream=None))
+        codes, scales = weight(shape, torch.float16)
+        tiles, dense = layout.pack(codes, scales, shape, torch.float16), by_table(codes, scales, shape)
+        sizes = (count, shape[1]), (shape[0],), (count, shape[0]), (shape[1],)
+        x, bias, residual, norm = (torch.randn(*size).bfloat16() for size in sizes)
+        around = Around(bias, residual, norm if plan(shape[1]).splits == 1 else None, EPSILON)
+        found = Kernel(library=library, processors=4, overlap=False).multiply(x, tiles, shape[0], around)
+        inputs = x.double()
+        if around.norm is not None:
+            inputs = inputs * (inputs.pow(2).mean(1, keepdim=True) + EPSILON).rsqrt() * norm.double()
+        expected = inputs @ dense.T + bias.double() + residual.double()
+        assert ((found.double() - expected).norm(dim=1) / expected.norm(dim=1)).max() < 4e-3
 
     @pytest.mark.parametrize("shape", SHAPES)
     def test_the_source_expands_the_weight(library, shape):

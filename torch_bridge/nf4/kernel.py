@@ -2,10 +2,9 @@
 
 import ctypes
 import logging
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -35,6 +34,15 @@ def plan(columns: int) -> Plan:
     return Plan(warps=-(-slices // splits), splits=splits)
 
 
+class Around(NamedTuple):
+    """What is done to x before a product and to y after it; see `nf4_matmul`."""
+
+    bias: Tensor | None = None
+    residual: Tensor | None = None
+    norm: Tensor | None = None
+    epsilon: float = 0.0
+
+
 @dataclass(frozen=True, kw_only=True)
 class Kernel:
     """The library and what a launch must know of the device.
@@ -46,42 +54,30 @@ class Kernel:
     processors: int
     overlap: bool
 
-    def multiply(
-        self,
-        x: Tensor,
-        tiles: Tensor,
-        bias: Tensor | None,
-        rows: int,
-        *,
-        residual: Tensor | None = None,
-        norm: Tensor | None = None,
-        epsilon: float = 0.0,
-    ) -> Tensor:
+    def multiply(self, x: Tensor, tiles: Tensor, rows: int, around: Around) -> Tensor:
         """What `nf4_matmul` says, for x [m, columns]; on the current stream.
 
         Everything is contiguous; x and the norm's weight begin at multiples of 16 bytes.
         """
-        chosen = plan(x.shape[1])
+        splits, most = plan(x.shape[1]).splits, min(len(x), ROWS_A_LAUNCH)
         y = x.new_empty(len(x), rows)
         # With no sum to join there is nothing to hold: an empty tensor's address is null.
-        size = (chosen.splits, min(len(x), ROWS_A_LAUNCH), rows) if chosen.splits > 1 else (0,)
-        partial = x.new_empty(size, dtype=torch.float32)
+        partial = x.new_empty((splits, most, rows) if splits > 1 else (0,), dtype=torch.float32)
         for first in range(0, len(x), ROWS_A_LAUNCH):
             some = slice(first, first + ROWS_A_LAUNCH)
-            added = None if residual is None else residual[some]
-            self._launch((x[some], tiles, bias, added, norm, y[some], partial), epsilon, chosen)
+            residual = None if around.residual is None else around.residual[some]
+            self._launch(x[some], tiles, around._replace(residual=residual), y[some], partial)
         return y
 
-    def _launch(self, given: Sequence[Tensor | None], epsilon: float, chosen: Plan) -> None:
-        """The library's call for its tensors, in its order."""
-        x, tiles, *_, y, _ = given
-        assert x is not None
-        assert tiles is not None
-        assert y is not None
+    def _launch(self, x: Tensor, tiles: Tensor, around: Around, y: Tensor, partial: Tensor) -> None:
+        """At most `ROWS_A_LAUNCH` rows."""
+        (count, columns), rows = x.shape, y.shape[1]
+        chosen, *added = plan(columns), around.bias, around.residual, around.norm
         with torch.cuda.device_of(x):
             code = self.library.nf4_multiply(
-                *(None if one is None else one.data_ptr() or None for one in given),
-                *(epsilon, len(x), y.shape[1], x.shape[1], tile_dtype(tiles).itemsize),
+                *(x.data_ptr(), tiles.data_ptr(), *(None if one is None else one.data_ptr() for one in added)),
+                *(y.data_ptr(), partial.data_ptr() or None, around.epsilon),
+                *(count, rows, columns, tile_dtype(tiles).itemsize),
                 *(chosen.warps, chosen.splits, self.processors, int(self.overlap)),
                 torch.cuda.current_stream(x.device).cuda_stream,
             )

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from torch_bridge.nf4 import layout
-from torch_bridge.nf4.kernel import MOST_NORMED, MOST_ROWS, kernel_of
+from torch_bridge.nf4.kernel import MOST_NORMED, MOST_ROWS, Around, kernel_of
 
 
 @torch.library.custom_op("xmsd::nf4_matmul", mutates_args=())
@@ -43,17 +43,14 @@ def nf4_matmul(
         ValueError: shapes or dtypes that do not fit.
     """
     _check(x, tiles, rows)
-    _check_added(x, bias, rows, residual, norm)
-    columns = x.shape[-1]
-    flat = x.reshape(-1, columns)
+    _check_around(x, rows, Around(bias, residual, norm))
+    flat, kernel = x.reshape(-1, x.shape[-1]), kernel_of(x.device)
     added = None if residual is None else residual.reshape(-1, rows).contiguous()
-    kernel = kernel_of(x.device)
+    around = Around(bias, added, None if norm is None else _aligned(norm), epsilon)
     if kernel is not None and len(flat):
-        how = {"residual": added, "norm": None if norm is None else _aligned(norm), "epsilon": epsilon}
-        y = kernel.multiply(_aligned(flat), tiles, bias, rows, **how)
+        y = kernel.multiply(_aligned(flat), tiles, rows, around)
     else:
-        inputs = flat if norm is None else torch.nn.functional.rms_norm(flat, norm.shape, norm, epsilon)
-        y = _dequantise_and_multiply(inputs, tiles, bias, rows, added)
+        y = _dequantise_and_multiply(flat, tiles, rows, around)
     return y.view(*x.shape[:-1], rows)
 
 
@@ -68,7 +65,7 @@ def _(
     epsilon: float = 0.0,
 ) -> Tensor:
     _check(x, tiles, rows)
-    _check_added(x, bias, rows, residual, norm)
+    _check_around(x, rows, Around(bias, residual, norm))
     return x.new_empty(*x.shape[:-1], rows)
 
 
@@ -100,10 +97,10 @@ def _aligned(x: Tensor) -> Tensor:
     return x if x.data_ptr() % 16 == 0 else x.clone()
 
 
-def _dequantise_and_multiply(
-    x: Tensor, tiles: Tensor, bias: Tensor | None, rows: int, residual: Tensor | None
-) -> Tensor:
-    shape = rows, x.shape[-1]
+def _dequantise_and_multiply(x: Tensor, tiles: Tensor, rows: int, around: Around) -> Tensor:
+    shape, (bias, residual, norm, epsilon) = (rows, x.shape[-1]), around
+    if norm is not None:
+        x = torch.nn.functional.rms_norm(x, norm.shape, norm, epsilon)
     weight = layout.dequantise(layout.unpack(tiles, shape), layout.tile_scales(tiles, shape), shape)
     y = torch.nn.functional.linear(x.float(), weight, None if bias is None else bias.float())
     return (y if residual is None else y + residual).to(x.dtype)
@@ -124,16 +121,16 @@ def _check(x: Tensor, tiles: Tensor, rows: int) -> None:
         )
 
 
-def _check_added(x: Tensor, bias: Tensor | None, rows: int, residual: Tensor | None, norm: Tensor | None) -> None:
+def _check_around(x: Tensor, rows: int, around: Around) -> None:
     columns = x.shape[-1]
     for name, given, shape in (
-        ("bias", bias, (rows,)),
-        ("residual", residual, (*x.shape[:-1], rows)),
-        ("norm's weight", norm, (columns,)),
+        ("bias", around.bias, (rows,)),
+        ("residual", around.residual, (*x.shape[:-1], rows)),
+        ("norm's weight", around.norm, (columns,)),
     ):
         if given is not None and (given.dtype != x.dtype or tuple(given.shape) != shape):
             raise ValueError(f"the {name} must be {x.dtype}{list(shape)}; received {given.dtype}{list(given.shape)}")
-    if norm is not None and columns > MOST_NORMED:
+    if around.norm is not None and columns > MOST_NORMED:
         raise ValueError(
             f"the kernel normalises rows of up to {MOST_NORMED} numbers; received {columns}: normalise them before"
         )
