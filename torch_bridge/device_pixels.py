@@ -14,7 +14,7 @@ from torch import Tensor
 
 from torch_bridge.pixels import levels, resized
 
-MOST_SHRUNK = 100  # times: beyond it sums of a part could pass 2**24
+MOST_SHRUNK = 100  # times, of the shorter side: beyond it sums of a part could pass 2**24
 _WEIGHT_BITS, _MOST_SHIFT = 15, 22
 _SHARPNESS = -0.5  # of the cubic (Keys 1981)
 
@@ -22,7 +22,7 @@ _SHARPNESS = -0.5  # of the cubic (Keys 1981)
 def device_pixels(frames: Sequence[np.ndarray], size: int, device: torch.device) -> Tensor:
     """RGB frames uint8[y, x, 3] of one shape -> float32[f, 3, size, size] on the device, as `clip_pixels` makes them.
 
-    They must not be more than `MOST_SHRUNK` times as large.
+    Their shorter side must not be longer than `MOST_SHRUNK * size`.
     """
     pixels = torch.stack([torch.from_numpy(np.ascontiguousarray(frame)).to(device) for frame in frames])
     pixels = pixels.permute(0, 3, 1, 2).float()

@@ -18,7 +18,8 @@ def linear_few(x: Tensor, weight: Tensor, residual: Tensor | None = None) -> Ten
 
     Args:
         x: [..., k] in bfloat16 or half precision, at most 16 rows in all.
-        weight: [n, k], contiguous, of the same dtype.
+        weight: [n, k], contiguous, of the same dtype. On a GPU it must have been written before any launch that is on
+            its way: its first block is read before the launch ahead has ended.
         residual: [..., n], or None.
 
     Returns:

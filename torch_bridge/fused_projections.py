@@ -2,7 +2,7 @@
 
 For few rows a product costs what reading its weight costs, plus a launch: 128 of them instead of 224 in a 7B Llama.
 The weights are held once: the library's own modules go on working, on views of the fused memory. Those of 4 bits are
-joined by `torch_bridge.nf4.linear`.
+joined by `torch_bridge.nf4.linear` for the kernel there, and by `torch_bridge.joined_4bit` for the library's.
 """
 
 from typing import Any
@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import LlamaModel
 
-from torch_bridge.nf4.linear import parallel_of
+from torch_bridge.joined_4bit import Joined4bit, can_join
+from torch_bridge.nf4.linear import PARALLEL, parallel_of
 
 _FUSED = "fused_weight"
 
@@ -20,15 +21,17 @@ _FUSED = "fused_weight"
 def fuse(llama: LlamaModel) -> int:
     """Lay the weights of every layer's parallel projections together; returns how many products that makes less.
 
-    Layers whose weights are quantised, or have biases, stay as they are. Doing it again changes nothing.
+    Layers with biases stay as they are, and 4-bit ones that are joined already. Doing it again changes nothing.
     """
     saved = 0
     for layer in llama.layers:
         block: Any = layer
         for owner, names in ((block.self_attn, ("q_proj", "k_proj", "v_proj")), (block.mlp, ("gate_proj", "up_proj"))):
-            if fused_of(owner) is None and _fuse_one(owner, [getattr(owner, name) for name in names]):
+            joined = fused_of(owner) is not None or parallel_of(owner) is not None
+            if not joined and _fuse_one(owner, [getattr(owner, name) for name in names]):
                 saved += len(names) - 1
     if saved and llama.device.type == "cuda":
+        torch.cuda.synchronize(llama.device)  # launches that overlap the one before them read weights early
         torch.cuda.empty_cache()  # the single weights' memory would stay reserved, as much again
     return saved
 
@@ -65,6 +68,9 @@ def feed_forward(mlp: Any, inputs: Tensor) -> Tensor:
 
 
 def _fuse_one(owner: nn.Module, linears: list[nn.Linear]) -> bool:
+    if can_join(linears):
+        setattr(owner, PARALLEL, Joined4bit(linears))
+        return True
     if any(type(linear) is not nn.Linear or linear.bias is not None for linear in linears):
         return False
     weight = torch.cat([linear.weight.detach() for linear in linears])

@@ -38,28 +38,25 @@ class FewPass:
         self._device_packet = self._packet.to(self._device)
         self._graph: torch.cuda.CUDAGraph | None = None
 
-    def __call__(self, ids: Sequence[int] | np.ndarray, length: int, row: int) -> np.ndarray:
-        """Read m `ids` behind `length` tokens, states into rows `row`..; the id that each state emits, int32[m].
-
-        Waits for the device. The ids are a view: read them before the next call.
-        """
+    def begin(self, ids: Sequence[int] | np.ndarray, length: int, row: int) -> None:
+        """Start to read m `ids` behind `length` tokens, states into rows `row`..; `end` before the next one."""
         stop = _HEADER + len(ids)
         self._told[:_HEADER] = length, row
         self._told[_HEADER:stop] = ids
         self._told[stop:] = ids[-1]
-        self._run()
-        return self._found[: len(ids)]
-
-    @torch.inference_mode()
-    def _run(self) -> None:
-        device = self._device
-        if device.type != "cuda":
+        if self._device.type != "cuda":
             return self._work()
         if self._graph is None:
-            self._graph = captured(device, self._work, pool=self._pool)
+            self._graph = captured(self._device, self._work, pool=self._pool)
         self._graph.replay()
-        torch.cuda.current_stream(device).synchronize()
 
+    def end(self) -> np.ndarray:
+        """Wait for the device; the id that each state emits, padding's too, as a view: read it before the next pass."""
+        if self._device.type == "cuda":
+            torch.cuda.current_stream(self._device).synchronize()
+        return self._found
+
+    @torch.inference_mode()
     def _work(self) -> None:
         packet = self._device_packet.copy_(self._packet, non_blocking=True)
         length, row, ids = packet[:1], packet[1:_HEADER], packet[_HEADER:]
@@ -78,10 +75,11 @@ def finish(norm: Any, head: Any, hidden: Tensor, added: Tensor | None) -> tuple[
 
 
 def chunk_pass(compiled: bool) -> ChunkLayer:
-    """How a layer reads many tokens. Compiled, one program serves all layers and lengths of a model."""
+    """How a layer reads many tokens. Compiled, one program serves all layers of a model and all lengths; in 4 bits two,
+    since up to 64 rows are multiplied by the kernel.
+    """
     if not compiled:
         return chunk_layer
-    _allow_programs()
     return _compiled_chunk()
 
 
@@ -89,12 +87,12 @@ def _pieces(compiled: bool) -> tuple[FewLayer, Callable[..., tuple[Tensor, Tenso
     """A layer and the end of a pass. Compiled ones are compiled once a length: the layers of a model share them."""
     if not compiled:
         return few_layer, finish
-    _allow_programs()
+    allow_programs()
     return _compiled_few()
 
 
-def _allow_programs() -> None:
-    """For this thread, which compiles next: torch keeps such settings by thread."""
+def allow_programs() -> None:
+    """For this thread, which may compile next: torch keeps such settings by thread."""
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, PROGRAMS)
 
 

@@ -21,7 +21,7 @@ from torch_bridge.fused_projections import fuse
 from torch_bridge.nf4.linear import choose_products
 from torch_bridge.static_look import GraphedLook
 from torch_bridge.static_memory import StaticMemory
-from torch_bridge.static_passes import FewPass, chunk_pass
+from torch_bridge.static_passes import FewPass, allow_programs, chunk_pass
 from torch_bridge.vlm import VLM, Session, checked_ids, embed
 from xmsd_jax.config import ConfigError
 from xmsd_jax.data.clips import Clip
@@ -82,12 +82,15 @@ class StaticSession(Session):
         self._memory: StaticMemory | None = None
         self._passes: dict[int, FewPass] = {}
         self._ids = np.empty(0, np.int32)  # that the rows of `states` emit
+        self._newest: tuple[Tensor, np.ndarray] | None = None  # what the last verification gave, and the ids it emits
+        self._running: tuple[FewPass, slice] | None = None  # a pass on its way, and its rows of `states`
+        self._table_rows = int(vlm.language_model.config.vocab_size)
         self._length = 0
         self._pool = torch.cuda.graph_pool_handle() if on_gpu else None
         self._look = GraphedLook(vlm) if on_gpu else vlm.look
         if on_gpu:
-            fuse(vlm.language_model)
             choose_products(vlm.language_model, fused=own_products)
+            fuse(vlm.language_model)
 
     @property
     def length(self) -> int:
@@ -102,6 +105,7 @@ class StaticSession(Session):
     @torch.inference_mode()
     def encode(self, clip: Clip) -> Tensor:
         """See `Session`; on a GPU pixels are made there, and looked at by one graph."""
+        self.waited = False
         return self._look(self.vlm.pixels(clip, self.vlm.device))
 
     @torch.inference_mode()
@@ -111,6 +115,10 @@ class StaticSession(Session):
         `ids` may be a function: it is called when the long part, up to the visual tokens, is on its way, and the
         question is read in a second pass, with the ids. (With `exact` the whole prompt is read first, ids by passes.)
         """
+        self._collect()
+        self.waited = False
+        if self._compiled:
+            allow_programs()
         before, after = self.vlm.prompt_pieces(question)
         long, short = torch.cat([embed(self.vlm, before), visual]), embed(self.vlm, after)
         held = self._memory
@@ -136,7 +144,6 @@ class StaticSession(Session):
             self._held().read_chunk(long, 0)
         self._visual = visual if self._keeps else None
 
-    @torch.inference_mode()
     def verify(self, ids: SomeIds) -> Tensor:
         """Read m >= 1 tokens; the states after each, [m, d]. Raises ValueError as `Session`, and without room."""
         if self._memory is None or not self._length:
@@ -145,11 +152,14 @@ class StaticSession(Session):
             raise ValueError("a verification reads at least one token (the last accepted one); received no ids")
         if self.read + len(ids) > self.capacity:
             raise self._no_room(self.read, len(ids))
-        known, first = checked_ids(self.vlm, ids), self.read + 1
+        known, first = checked_ids(self.vlm, ids, self._table_rows), self.read + 1
         step = self.lengths[-1] if self.exact else len(known)
         for start in range(0, len(known), step):
             self._read(known[start : start + step])
-        return self.states[first : first + len(known)]
+        rows = slice(first, first + len(known))
+        self._newest = self.states[rows], self._ids[rows]  # while the last pass is on its way
+        self._collect()
+        return self._newest[0]
 
     def crop(self, count: int) -> None:
         """Forget the last `count` tokens read. Raises ValueError as `Session`."""
@@ -162,6 +172,8 @@ class StaticSession(Session):
 
     def emitted(self, hidden: Tensor, logits: bool = False) -> tuple[np.ndarray, Tensor | None]:
         """See `Session`. The ids are those that the passes gave, for rows of `states`."""
+        if self._newest is not None and hidden is self._newest[0]:
+            return self._newest[1].copy(), self.head(hidden) if logits else None
         first, stray = divmod(hidden.data_ptr() - self.states.data_ptr(), self.states.stride(0) * hidden.itemsize)
         if stray or not 0 <= first <= len(self._ids) - len(hidden):
             return super().emitted(hidden, logits)
@@ -181,19 +193,31 @@ class StaticSession(Session):
             self.crop(count)
 
     def _read(self, ids: np.ndarray) -> None:
-        """Read a piece in one pass."""
+        """Read a piece in one pass; `_collect` waits for it."""
+        self._collect()
         count, row = len(ids), self.read + 1
         length = next((n for n in self.lengths if n >= count), None) if self._padded else min(count, MOST_TOKENS)
         if length is None or length < count:
-            self._note(row, self._held().read_chunk(embed(self.vlm, ids), self._length))
+            with torch.inference_mode():
+                self._note(row, self._held().read_chunk(embed(self.vlm, ids), self._length))
         else:
-            self._ids[row : row + count] = self._pass(length)(ids, self._length, row)
+            running = self._pass(length)
+            running.begin(ids, self._length, row)
+            self._running = running, slice(row, row + count)
         self._length += count
+
+    def _collect(self) -> None:
+        """Wait for the pass that is on its way, if any, and keep the ids that its states emit."""
+        if self._running is not None:
+            running, rows = self._running
+            self._ids[rows] = running.end()[: rows.stop - rows.start]
+            self._running, self.waited = None, True
 
     def _note(self, row: int, states: Tensor) -> None:
         """Keep states that no captured pass has kept, with the ids that they emit."""
         self.states[row : row + len(states)] = states
-        self._ids[row : row + len(states)] = super().emitted(states)[0]
+        self._ids[row : row + len(states)] = super().emitted(states)[0]  # on the host: it has waited
+        self.waited = True
 
     def _pass(self, length: int) -> FewPass:
         if length not in self._passes:
@@ -217,6 +241,7 @@ class StaticSession(Session):
         spare = self.capacity + max(self.lengths)
         if self._memory is None or self._memory.columns < prompt + spare:
             self._passes.clear()
+            self._newest = None
             if self._pool is not None:
                 self._pool = torch.cuda.graph_pool_handle()  # that of graphs that are gone must not be used again
             self._memory = None  # first, so that both are never held at once

@@ -27,6 +27,7 @@ GROUPS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("copies", ("memcpy", "memset")),
 )
 OTHERS = "norms, rotary, sums, argmax"
+_COMPILED = ("triton_poi_", "triton_red_", "triton_per_")  # inductor's, named after all operations around them
 _TOKEN = 7  # any real id: what is read does not change what a pass costs
 
 
@@ -134,6 +135,8 @@ def kernel_groups(session: Session, count: int, *, passes: int = 5) -> dict[str,
 
 def _group(kernel: str) -> str:
     name = kernel.lower()
+    if name.startswith(_COMPILED):
+        return OTHERS
     return next((group for group, words in GROUPS if any(word in name for word in words)), OTHERS)
 
 

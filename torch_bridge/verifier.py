@@ -93,10 +93,9 @@ class TorchVerifier:
 
     def synchronize(self) -> None:
         """Wait for what this thread has asked of the device; the drafter's stream goes on."""
-        if self._device.type == "cuda":
+        if self._device.type == "cuda" and not self._session.waited:
             torch.cuda.current_stream(self._device).synchronize()
 
-    @torch.inference_mode()
     def _emit(self, hidden: Tensor, logits: bool) -> Verified:
         ids, scores = self._session.emitted(hidden, logits)
         return Verified(ids=ids, hidden=hidden, logits=None if scores is None else scores.float().cpu().numpy())

@@ -129,17 +129,16 @@ def embed(vlm: VLM, ids: SomeIds) -> Tensor:
         ValueError: an id is outside the embedding table (on CUDA that would be a device-side assert).
     """
     table = vlm.language_model.get_input_embeddings()
-    checked = torch.from_numpy(checked_ids(vlm, ids))
+    checked = torch.from_numpy(checked_ids(vlm, ids, vlm.language_model.config.vocab_size))
     if vlm.device.type == "cuda":
         checked = checked.pin_memory()  # a copy from other memory would wait for all that is queued
     return table(checked.to(vlm.device, non_blocking=True))
 
 
-def checked_ids(vlm: VLM, ids: SomeIds) -> np.ndarray:
-    """Return the ids as int64[t] after checking them against the target's table on the host."""
+def checked_ids(vlm: VLM, ids: SomeIds, rows: int) -> np.ndarray:
+    """Return the ids as int64[t] after checking them on the host against the model's table of so many rows."""
     checked = np.asarray(ids, dtype=np.int64).reshape(-1)
-    rows = vlm.language_model.config.vocab_size
-    if checked.size and (checked.min() < 0 or checked.max() >= rows):
+    if checked.size and checked.view(np.uint64).max() >= rows:  # a negative id is a huge one
         wrong = checked[(checked < 0) | (checked >= rows)][0]
         raise ValueError(
             f"token ids of {vlm.name} must be in 0..{rows - 1}; received {wrong}: "
@@ -153,6 +152,9 @@ class Session:
 
     Every method returns states [m, d] on the model's device and leaves synchronising to the caller.
     """
+
+    waited = False
+    """Whether the host has waited for all that this session has asked of the device, so that nobody else has to."""
 
     def __init__(self, vlm: VLM) -> None:
         """Open a session without a prompt."""

@@ -239,4 +239,4 @@ def test_fixed_attention_has_the_same_bits_wherever_a_token_stands_among_the_new
             torch.testing.assert_close(together, attend_few(query[:, :, :9], keys, values, at[0]), rtol=0.02, atol=0.02)
             one, other = (attend_few(query[:, :, c], keys, values, n) for c, n in zip((slice(9), cut), at, strict=True))
             differing += not torch.equal(one[:, :, place:], other[:, :, : 9 - place])
-    assert differing, "else the usual form would do"
+    assert differing or dtype != torch.float32, "else the usual form would do (as on some processors in 16 bits)"

@@ -162,7 +162,7 @@ def test_fused_layers_compile_into_one_graph(count):
     block = model.layers[0].self_attn
 
     def both(x: Tensor) -> Tensor:
-        return torch.cat([*parallel_of(block)(x), block.o_proj(x)], -1)  # pyright: ignore[reportOptionalCall]
+        return torch.cat([*parallel_of(block)(x), block.o_proj(x)], -1)
 
     x = torch.randn(1, count, 128).bfloat16()
     compiled = torch.compile(both, fullgraph=True, backend="aot_eager")

@@ -100,6 +100,9 @@ def test_a_joined_product_of_4_bits_is_one_product(monkeypatch):
         ("kgemm_4bit_inference_naive", "products"),
         ("Memcpy DtoH (Device -> Pinned)", "copies"),
         ("triton_red_fused__to_copy_add_mean_mul_pow_rsqrt_0", OTHERS),
+        ("triton_poi_fused_add_attend_few_cat_index_copy_mul_neg_1", OTHERS),
+        ("triton_poi_fused_mul_nf4_matmul_silu_split_with_sizes_2", OTHERS),
+        ("_multiply", "products"),
     ],
 )
 def test_kernels_are_told_apart_by_name(kernel, group):

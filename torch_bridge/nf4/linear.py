@@ -19,7 +19,7 @@ from torch_bridge.nf4.op import nf4_expand, nf4_matmul
 from torch_bridge.quantize import is_4bit
 from xmsd_jax.config import ConfigError
 
-_PARALLEL, _CHOSEN = "parallel_nf4", "_xmsd_products"
+PARALLEL, _CHOSEN = "parallel_nf4", "_xmsd_products"
 _TOGETHER = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))  # they read the same input
 
 
@@ -123,6 +123,8 @@ def fuse_nf4(model: nn.Module, *, together: bool = True) -> int:
     """
     count, devices = 0, set[torch.device]()
     for owner in list(model.modules()):
+        if any(map(_fits, owner.children())):
+            owner._modules.pop(PARALLEL, None)  # of the library's own products (`torch_bridge.joined_4bit`)
         joined = next((names for names in _TOGETHER if together and _can_join(owner, names)), ())
         single = [name for name, child in owner.named_children() if _fits(child) and name not in joined]
         for names in (*([joined] if joined else []), *((name,) for name in single)):
@@ -160,9 +162,12 @@ def choose_products(model: nn.Module, *, fused: bool) -> None:
         fuse_nf4(model)
 
 
-def parallel_of(owner: Any) -> ParallelNF4 | None:
-    """The joined product of an attention block's or feed-forward part's layers; None where there is none."""
-    return getattr(owner, _PARALLEL, None)
+def parallel_of(owner: Any) -> Any:
+    """The joined product of an attention block's or feed-forward part's layers; None where there is none.
+
+    A `ParallelNF4`, or a `torch_bridge.joined_4bit.Joined4bit` where the library multiplies.
+    """
+    return getattr(owner, PARALLEL, None)
 
 
 def is_fused(module: nn.Module) -> bool:
@@ -220,7 +225,7 @@ def _replace(owner: nn.Module, names: Sequence[str]) -> Tensor:
         setattr(owner, name, layer.train(original.training))
         original.weight.data = original.weight.data.new_empty(0)
     if len(names) > 1:
-        setattr(owner, _PARALLEL, ParallelNF4(layers, tiles))
+        setattr(owner, PARALLEL, ParallelNF4(layers, tiles))
     return tiles
 
 

@@ -23,6 +23,8 @@ def nf4_matmul(
 ) -> Tensor:
     """residual + bias + norm(x) W^T for up to 64 rows of x, 16 a launch; sums in float32, rounded once.
 
+    With a norm, x times its weight is rounded to bfloat16 before the product; one number a row comes after it.
+
     With the kernel a row's bits do not depend on how many there are, nor on the others. NaN and infinities of a row of
     x come through to its row of y, as in dequantise-and-multiply.
 

@@ -105,4 +105,5 @@ class Oracle:
 
     def _generator(self, prompt: Prompt, *place: int) -> np.random.Generator:
         asked = zlib.crc32(f"{prompt.clip.name}\n{prompt.question}".encode())
-        return np.random.default_rng([self._seed, asked, *place])
+        # Their count too: numpy takes [a, b] and [a, b, 0] for the same seed.
+        return np.random.default_rng([self._seed, asked, len(place), *place])

@@ -7,7 +7,6 @@ apply.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 
 import numpy as np
 
@@ -118,8 +117,10 @@ class Replayed:
         return self._read - count + 1
 
     def _emit(self, verified: Verified, start: int) -> Verified:
-        positions = np.arange(start, start + len(verified.ids))
-        return replace(verified, ids=self._answer[np.minimum(positions, len(self._answer) - 1)])
+        ids = self._answer[start : start + len(verified.ids)]
+        if len(ids) < len(verified.ids):
+            ids = np.concatenate([ids, np.full(len(verified.ids) - len(ids), self._answer[-1], np.int32)])
+        return Verified(ids=ids, hidden=verified.hidden)
 
     def _checked(self, answer: TokenIds) -> TokenIds:
         if not len(answer) or answer.min() < 0 or answer.max() >= self.vocabulary:
