@@ -15,7 +15,7 @@ from torch_bridge.few_rows import has_triton
 from torch_bridge.few_rows_linear import linear_few
 from torch_bridge.fused_projections import fused_of
 from torch_bridge.nf4.kernel import MOST_NORMED
-from torch_bridge.nf4.linear import is_fused, parallel_of
+from torch_bridge.nf4.linear import ParallelNF4, is_fused, parallel_of
 
 _HALVES = torch.bfloat16, torch.float16
 
@@ -56,13 +56,13 @@ def _plain_norms(layer: Any) -> bool:
 
 
 def _is_narrow(joined: Any) -> bool:
-    return joined is not None and joined.in_features <= MOST_NORMED
+    return isinstance(joined, ParallelNF4) and joined.in_features <= MOST_NORMED
 
 
 def _normed(owner: Any, products: tuple[Any, ...], norm: Any, inputs: Tensor) -> tuple[Tensor, ...]:
     """The products that read the normalised inputs."""
     joined = parallel_of(owner)
-    if joined is not None:
+    if isinstance(joined, ParallelNF4):
         return joined.normed(inputs, norm)
     weight: Any = fused_of(owner)
     made = linear_few(norm(inputs), weight)

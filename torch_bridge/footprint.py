@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from torch_bridge.joined_4bit import Joined4bit
 from torch_bridge.nf4.linear import FusedNF4Linear, ParallelNF4, is_fused
 from xmsd_jax.data.quantisation import HEAD, PROJECTORS, TOWERS, names
 
@@ -67,7 +68,7 @@ def _held(model: nn.Module) -> Iterator[tuple[str, str, Tensor]]:
                 yield from ((part, "scales", tensor) for tensor in _state(getattr(parameter, "quant_state", None)))
         for own, buffer in module.named_buffers(recurse=False):
             yield _part(name, module) if own == "tiles" else "tables", "weights", buffer
-        if is_fused(module):
+        if is_fused(module) or isinstance(module, Joined4bit):
             yield from ((_part(name, module), "scales", tensor) for tensor in _state(module.quant_state))
 
 
@@ -77,7 +78,7 @@ def _part(name: str, module: nn.Module) -> str:
             return part
     if isinstance(module, nn.Embedding):
         return "embeddings"
-    return "linears" if isinstance(module, nn.Linear | FusedNF4Linear | ParallelNF4) else "norms"
+    return "linears" if isinstance(module, nn.Linear | FusedNF4Linear | ParallelNF4 | Joined4bit) else "norms"
 
 
 def _state(state: Any) -> Iterator[Tensor]:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import LlamaModel
 
+from torch_bridge.graphs import CAPTURING
 from torch_bridge.joined_4bit import Joined4bit, can_join
 from torch_bridge.nf4.linear import PARALLEL, parallel_of
 
@@ -32,7 +33,8 @@ def fuse(llama: LlamaModel) -> int:
                 saved += len(names) - 1
     if saved and llama.device.type == "cuda":
         torch.cuda.synchronize(llama.device)  # launches that overlap the one before them read weights early
-        torch.cuda.empty_cache()  # the single weights' memory would stay reserved, as much again
+        with CAPTURING:
+            torch.cuda.empty_cache()  # the single weights' memory would stay reserved, as much again
     return saved
 
 

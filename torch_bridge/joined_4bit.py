@@ -11,11 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from torch_bridge.nf4.layout import absmax
-from torch_bridge.quantize import is_4bit
+from torch_bridge.nf4.linear import PARALLEL, parallel_of
+from torch_bridge.quantize import in_own_order, is_4bit
 
 
 class Joined4bit(nn.Module):
-    """Calling it gives what calling each of `layers` gives, in order; their codes become views of its own."""
+    """Calling it gives what calling each of `layers` gives, in order; their codes become views of its own.
+
+    For inference, on a model that stays on its device.
+    """
 
     def __init__(self, layers: Sequence[Any]):
         """Lay the codes of `layers`, for which `can_join` holds, together. Scales are held once more, in float32."""
@@ -23,31 +27,34 @@ class Joined4bit(nn.Module):
         self.in_features, self._compute = layers[0].in_features, layers[0].compute_dtype
         self.sizes = tuple(layer.out_features for layer in layers)
         self._multiply = import_module("bitsandbytes").matmul_4bit
-        self._codes, self._state = _together([layer.weight for layer in layers], (sum(self.sizes), self.in_features))
+        whole = sum(self.sizes), self.in_features
+        self._codes, self.quant_state = _together([layer.weight for layer in layers], whole)
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """[..., in] -> one [..., out] for each layer, in the dtype of x."""
-        y = self._multiply(x.to(self._compute), self._codes.t(), quant_state=self._state)
+        y = self._multiply(x.to(self._compute), self._codes.t(), quant_state=self.quant_state)
         return y.to(x.dtype).split(self.sizes, -1)
 
 
 def can_join(layers: Sequence[Any]) -> bool:
     """Whether they are 4-bit layers of one kind, in the library's own order, without biases."""
-    if not all(map(is_4bit, layers)):
+    if not all(is_4bit(layer) and layer.bias is None and in_own_order(layer) for layer in layers):
         return False
-    states = [layer.weight.quant_state for layer in layers]
-    if any(layer.bias is not None or not _is_plain(layer, s) for layer, s in zip(layers, states, strict=True)):
-        return False
-    kinds = {(state.quant_type, state.blocksize, state.dtype) for state in states}
-    return len(kinds) == 1 and len({(layer.in_features, layer.compute_dtype) for layer in layers}) == 1
+    return len(set(map(_kind, layers))) == 1
 
 
-def _is_plain(layer: Any, state: Any) -> bool:
-    """Whether codes lie row by row, and no block of one scale belongs to two rows."""
-    if state is None or getattr(state, "packing_format_for_cpu", False):
-        return False
-    own_order = tuple(state.shape) == (layer.out_features, layer.in_features)
-    return own_order and layer.in_features % state.blocksize == 0
+def part(model: nn.Module) -> None:
+    """Take the joined products below `model` away; each layer multiplies for itself again."""
+    for owner in model.modules():
+        if isinstance(parallel_of(owner), Joined4bit):
+            del owner._modules[PARALLEL]
+
+
+def _kind(layer: Any) -> tuple[Any, ...]:
+    """What joined layers have in common."""
+    weight, state = layer.weight, layer.weight.quant_state
+    how = state.quant_type, state.blocksize, state.dtype, layer.compute_dtype
+    return (layer.in_features, weight.dtype, weight.device, *how)
 
 
 def _together(weights: Sequence[Any], shape: tuple[int, int]) -> tuple[Tensor, Any]:

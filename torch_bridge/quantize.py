@@ -154,6 +154,14 @@ def is_4bit(module: nn.Module) -> bool:
     return type(getattr(module, "weight", None)).__name__ == "Params4bit"
 
 
+def in_own_order(layer: Any) -> bool:
+    """Whether a 4-bit layer's codes lie row by row, and no block of one scale belongs to two rows."""
+    state = layer.weight.quant_state
+    if state is None or getattr(state, "packing_format_for_cpu", False):
+        return False
+    return tuple(state.shape) == (layer.out_features, layer.in_features) and layer.in_features % state.blocksize == 0
+
+
 def _bitsandbytes() -> Any:
     """The library, without its remark that an optional CPU kernel is not installed (it is never used here)."""
     logger = logging.getLogger("bitsandbytes.backends.cpu.ops")

@@ -26,7 +26,7 @@ class FewPass:
     """Reads `count` tokens; fewer are followed by the last one again, which nobody looks at."""
 
     def __init__(self, vlm: VLM, memory: StaticMemory, count: int, *, compiled: bool, pool: Any = None) -> None:
-        """Prepare; the graph is captured by the first call. `pool`: of graphs, on a GPU."""
+        """Prepare; the graph is captured by the first `begin`. `pool`: of graphs, on a GPU."""
         self.count = count
         self._vlm, self._memory, self._pool = vlm, memory, pool
         self._layer, self._finish = _pieces(compiled)

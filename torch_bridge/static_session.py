@@ -172,6 +172,7 @@ class StaticSession(Session):
 
     def emitted(self, hidden: Tensor, logits: bool = False) -> tuple[np.ndarray, Tensor | None]:
         """See `Session`. The ids are those that the passes gave, for rows of `states`."""
+        self.waited = self.waited and not logits
         if self._newest is not None and hidden is self._newest[0]:
             return self._newest[1].copy(), self.head(hidden) if logits else None
         first, stray = divmod(hidden.data_ptr() - self.states.data_ptr(), self.states.stride(0) * hidden.itemsize)
@@ -195,6 +196,7 @@ class StaticSession(Session):
     def _read(self, ids: np.ndarray) -> None:
         """Read a piece in one pass; `_collect` waits for it."""
         self._collect()
+        self.waited = False
         count, row = len(ids), self.read + 1
         length = next((n for n in self.lengths if n >= count), None) if self._padded else min(count, MOST_TOKENS)
         if length is None or length < count:

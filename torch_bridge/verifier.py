@@ -92,7 +92,7 @@ class TorchVerifier:
         self._session.crop(count)
 
     def synchronize(self) -> None:
-        """Wait for what this thread has asked of the device; the drafter's stream goes on."""
+        """Wait for what the session has asked of the device, if the host has not; the drafter's stream goes on."""
         if self._device.type == "cuda" and not self._session.waited:
             torch.cuda.current_stream(self._device).synchronize()
 

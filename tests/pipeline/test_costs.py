@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from xmsd_jax.decoding.clock import Clock
 from xmsd_jax.pipeline import costs
 
 
@@ -37,3 +38,12 @@ def test_the_loops_own_time_leaves_the_passes_between_out(seconds):
     host = costs._host(pair, sample)  # pyright: ignore[reportArgumentType]
     assert shared.passes == 8 * (costs.REPEATS + 1)
     assert 1e-6 < host < 0.002
+
+
+def test_what_is_told_after_an_answer_is_no_time_of_its_iterations(monkeypatch):
+    """A clock makes spans of its cuts when decoding is over; live laps do not contain that."""
+    spans = Clock.spans
+    monkeypatch.setattr(Clock, "spans", lambda clock: sleep(0.1) or spans(clock))
+    pair = SimpleNamespace(shared=Slow(0.0), lengths=SimpleNamespace(gamma=2, max_new_tokens=9))
+    sample = SimpleNamespace(prompt="p", answer=SimpleNamespace(ids=(4, 5)))
+    assert costs._host(pair, sample) < 0.1 / 8  # pyright: ignore[reportArgumentType]

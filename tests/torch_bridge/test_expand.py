@@ -9,6 +9,7 @@ from torch_bridge.answers import Batch
 from torch_bridge.expand import expand, is_expanded
 from torch_bridge.extraction import Settings, extract_split
 from torch_bridge.footprint import footprint
+from torch_bridge.fused_projections import fuse, queries_keys_values
 from torch_bridge.nf4.linear import FusedNF4Linear, fuse_nf4
 from torch_bridge.pair import load_pair
 from torch_bridge.quantize import is_4bit
@@ -83,6 +84,19 @@ def test_layers_with_a_kernel_of_their_own_are_not_expanded_and_count_as_they_di
              if isinstance(m, FusedNF4Linear)}  # fmt: skip
     held = sum(m.weight.numel() for m in vlm.model.modules() if is_4bit(m))
     assert after.weights == sum(tiles.values()) + held, "joined layers share their tiles, which are counted once"
+
+
+def test_joined_layers_are_expanded_each_for_itself():
+    vlm = pair("bfloat16")[0]
+    fuse(vlm.language_model)
+    assert expand(vlm, "always")
+    assert is_expanded(vlm)
+    x = torch.randn(1, 3, vlm.language_model.config.hidden_size, dtype=torch.bfloat16)
+    for layer in vlm.language_model.layers:
+        block = layer.self_attn
+        query = block.q_proj(x).unflatten(-1, (-1, block.head_dim)).transpose(1, 2)
+        assert torch.equal(queries_keys_values(block, x)[0], query)
+    assert fuse(vlm.language_model) > 0, "as dense ones they can be joined again"
 
 
 def test_a_quantised_tower_stays_a_tower_where_its_layers_have_the_kernel():

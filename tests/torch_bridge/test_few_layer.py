@@ -4,13 +4,14 @@ from functools import partial
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaModel
 
 from tests.torch_bridge.test_nf4_linear import DEVICES, llama, relative
 from torch_bridge.few_layer import few_tokens, is_dense, takes_few
 from torch_bridge.fused_projections import fuse
-from torch_bridge.nf4.linear import fuse_nf4
+from torch_bridge.joined_4bit import Joined4bit
+from torch_bridge.nf4.linear import fuse_nf4, is_fused, parallel_of
 from torch_bridge.shared_prefix import summands
 from torch_bridge.static_memory import StaticMemory, few_layer
 
@@ -96,6 +97,19 @@ def test_layers_with_other_products_are_left():
     fuse_nf4(biased)
     fuse(dense)
     assert not any(takes_few(model.layers[0]) for model in (apart, biased, dense))
+
+
+def test_products_that_the_library_joins_take_no_norm():
+    model = llama()
+    fuse(model)
+    for layer in model.layers:
+        for owner, name in ((layer.self_attn, "o_proj"), (layer.mlp, "down_proj")):
+            last = nn.ModuleDict({name: getattr(owner, name)})
+            fuse_nf4(last)
+            setattr(owner, name, last[name])
+    assert is_fused(model.layers[0].self_attn.o_proj)
+    assert isinstance(parallel_of(model.layers[0].mlp), Joined4bit)
+    assert not any(map(takes_few, model.layers))
 
 
 def test_a_layer_is_one_program_without_a_break():

@@ -5,9 +5,11 @@ import torch
 from torch import nn
 
 from tests.torch_bridge.test_nf4_linear import DEVICES, llama, quantised, relative, saved
+from torch_bridge.footprint import footprint
 from torch_bridge.fused_projections import feed_forward, fuse, queries_keys_values
-from torch_bridge.joined_4bit import Joined4bit, can_join
+from torch_bridge.joined_4bit import Joined4bit, can_join, part
 from torch_bridge.nf4.linear import ParallelNF4, choose_products, fuse_nf4, parallel_of, restore
+from torch_bridge.quantize import is_4bit
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 NAMES = ("q_proj", "k_proj", "v_proj")
@@ -76,7 +78,32 @@ def test_other_layers_are_left():
     assert isinstance(parallel_of(biased.layers[0].mlp), Joined4bit)
     assert not can_join([first, dense])
     assert not can_join([first, other]), "another dtype of computation"
+    stored = llama().layers[0].self_attn.k_proj
+    stored.weight.data = stored.weight.data.flatten().view(torch.bfloat16).view(-1, 1)
+    assert not can_join([first, stored]), "codes in another dtype of storage"
     assert can_join([first, first])
+
+
+@pytest.mark.parametrize("take", [restore, part])
+def test_each_layer_multiplies_for_itself_again(take):
+    model, plain = llama(), llama()
+    fuse(model)
+    take(model)
+    assert [parallel_of(owner) for layer in model.layers for owner in (layer.self_attn, layer.mlp)] == [None] * 4
+    for name, value in saved(plain).items():
+        assert torch.equal(saved(model)[name], value), name
+
+
+def test_joined_scales_count():
+    model = llama()
+    before = footprint(model).parts["linears"]
+    fuse(model)
+    after = footprint(model).parts["linears"]
+    joined = sum(layer.in_features * layer.out_features for layer in model.modules() if is_4bit(layer)) - 2 * (
+        128 * 128 + 320 * 128  # the two products of a layer that read an input of their own
+    )
+    assert after.weights == before.weights
+    assert after.scales - before.scales == joined // 64 * 4
 
 
 def test_a_model_left_to_the_library_is_joined_after_that_choice():

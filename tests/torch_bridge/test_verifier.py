@@ -5,6 +5,8 @@ import pytest
 import torch
 
 from tests.torch_bridge.fake_pair import EOS, PADDED, REAL, WIDTH, fake_clip, fake_target
+from torch_bridge.static_passes import FewPass
+from torch_bridge.static_session import StaticSession
 from torch_bridge.verifier import SharedVerifier, TorchVerifier
 from torch_bridge.vlm import Session, prompt_ids
 from xmsd_jax.data.questions import QUESTIONS
@@ -140,3 +142,31 @@ def test_misuse_is_an_error_that_changes_nothing(verifier):
         verifier.step(PADDED)
     verifier.crop(2)
     verifier.synchronize()
+
+
+def test_a_session_knows_whether_the_host_has_waited_for_its_work(monkeypatch):
+    """`synchronize` relies on it: what was begun and not ended must not count as waited for."""
+    torch.set_num_threads(1)
+    session = StaticSession(fake_target(), room=20, compiled=False)
+    verifier, known = TorchVerifier(session.vlm, session), [session.waited]
+    visual = session.encode(PROMPT.clip)
+    session.prefill(PROMPT.question, visual)
+    known.append(session.waited)
+    states = session.verify([4, 5])
+    known.append(session.waited)
+    session.emitted(states, logits=True)
+    known.append(session.waited)
+    verifier.step(4)
+    known.append(session.waited)
+    session.encode(PROMPT.clip)
+    known.append(session.waited)
+    assert known == [False, True, True, False, True, False]
+
+    def failing(*_):
+        raise MemoryError("full")
+
+    monkeypatch.setattr(FewPass, "begin", failing)
+    verifier.prefill(PROMPT)
+    with pytest.raises(MemoryError, match="full"):
+        verifier.step(4)
+    assert not session.waited

@@ -16,7 +16,7 @@ from torch_bridge.graphs import CAPTURING
 from torch_bridge.nf4 import layout
 from torch_bridge.nf4.kernel import MOST_ROWS, kernel_of
 from torch_bridge.nf4.op import nf4_expand, nf4_matmul
-from torch_bridge.quantize import is_4bit
+from torch_bridge.quantize import in_own_order, is_4bit
 from xmsd_jax.config import ConfigError
 
 PARALLEL, _CHOSEN = "parallel_nf4", "_xmsd_products"
@@ -162,7 +162,7 @@ def choose_products(model: nn.Module, *, fused: bool) -> None:
         fuse_nf4(model)
 
 
-def parallel_of(owner: Any) -> Any:
+def parallel_of(owner: Any) -> nn.Module | None:
     """The joined product of an attention block's or feed-forward part's layers; None where there is none.
 
     A `ParallelNF4`, or a `torch_bridge.joined_4bit.Joined4bit` where the library multiplies.
@@ -176,15 +176,17 @@ def is_fused(module: nn.Module) -> bool:
 
 
 def restore(model: nn.Module) -> int:
-    """Put bitsandbytes' layers back in place; returns how many. Graphs that were captured before are of no use then."""
+    """Put bitsandbytes' layers back in place, each for itself; returns how many were replaced.
+
+    Graphs that were captured before are of no use then.
+    """
     count = 0
     if hasattr(model, _CHOSEN):
         delattr(model, _CHOSEN)
     for owner in list(model.modules()):
+        owner._modules.pop(PARALLEL, None)
         for name, child in list(owner.named_children()):
-            if isinstance(child, ParallelNF4):
-                delattr(owner, name)
-            elif isinstance(child, FusedNF4Linear):
+            if isinstance(child, FusedNF4Linear):
                 setattr(owner, name, child.original())
                 count += 1
     return count
@@ -198,10 +200,7 @@ def _fits(layer: Any) -> bool:
     if not is_4bit(layer) or getattr(layer, "compute_dtype", None) != torch.bfloat16:
         return False
     weight, state = layer.weight, layer.weight.quant_state
-    if state is None or state.quant_type != "nf4" or state.blocksize != layout.BLOCK:
-        return False
-    own_order = tuple(state.shape) == (layer.out_features, layer.in_features)
-    if getattr(state, "packing_format_for_cpu", False) or not own_order or layer.in_features % layout.BLOCK:
+    if not in_own_order(layer) or state.quant_type != "nf4" or state.blocksize != layout.BLOCK:
         return False
     return weight.device.type == "cpu" or kernel_of(weight.device) is not None
 

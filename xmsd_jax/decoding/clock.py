@@ -21,7 +21,7 @@ _Cut = tuple[str, float, Sequence[Span], Sequence[Span]]
 
 
 class Clock:
-    """Contiguous laps: the device is synchronised at every cut, so no work of one lap is charged to the next."""
+    """Contiguous laps: the verifier's work has ended at every cut, so none of one lap is charged to the next."""
 
     def __init__(self, verifier: Verifier) -> None:
         """Start the first lap."""

@@ -193,5 +193,5 @@ class Verifier(Protocol):
         ...
 
     def synchronize(self) -> None:
-        """Wait until the device has done all work queued so far."""
+        """Wait until the device has done all that this verifier asked of it."""
         ...

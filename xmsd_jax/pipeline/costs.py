@@ -213,9 +213,8 @@ def _host(pair: LivePair, sample: Sample) -> float:
     config = LiveConfig(gamma=gamma, max_new_tokens=count)
     seconds = []
     for _ in range(REPEATS + 1):
-        nothing.away, start = 0.0, perf_counter()
-        decode(nothing, nothing, prompt, config)
-        seconds.append(perf_counter() - start - nothing.away)
+        nothing.away = 0.0
+        seconds.append(decode(nothing, nothing, prompt, config).seconds["decode"] - nothing.away)
     return median(seconds[1:]) / (count - 1)
 
 
