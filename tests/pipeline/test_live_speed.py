@@ -227,7 +227,8 @@ def test_dense_rows_stand_beside_the_librarys_products_of_the_same_target(record
     assert {row.settings["M"] for row in of(rows, "pass_ms") if row.row == library} == set(config.passes)
     for metric in ("speedup", "decode_speedup"):
         plain = [row for row in of(rows, metric) if row.row == library and row.kind == "replayed"]
-        assert {row.baseline for row in plain} <= {"target static", library}, "the quicker one: here they are the same"
+        quickest = {row.baseline for row in plain}
+        assert quickest <= {"target eager", "target static", library}, "a row that does not draft; here they are alike"
         assert plain
     over = {row.row: row.baseline for row in of(rows, "speedup_over_library") if row.kind == "replayed"}
     assert over["n-gram (ride)"] == library
