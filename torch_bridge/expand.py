@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from torch_bridge.batching import ran_out
-from torch_bridge.joined_4bit import part
+from torch_bridge.joined_4bit import unjoin
 from torch_bridge.nf4.linear import is_fused
 from torch_bridge.quantize import dense_weight, is_4bit
 from torch_bridge.vlm import VLM
@@ -35,7 +35,7 @@ def expand(vlm: VLM, wanted: Expand) -> bool:
     found = {name: module for name, module in vlm.language_model.named_modules() if _fits(module, vlm.dtype)}
     if not found or wanted == "never" or (wanted == "auto" and not _is_room(vlm, found.values())):
         return False
-    part(vlm.language_model)
+    unjoin(vlm.language_model)
     try:
         for name in list(found):
             vlm.language_model.set_submodule(name, _full(found.pop(name), vlm.dtype))  # one by one, the old one goes

@@ -43,7 +43,7 @@ def can_join(layers: Sequence[Any]) -> bool:
     return len(set(map(_kind, layers))) == 1
 
 
-def part(model: nn.Module) -> None:
+def unjoin(model: nn.Module) -> None:
     """Take the joined products below `model` away; each layer multiplies for itself again."""
     for owner in model.modules():
         if isinstance(parallel_of(owner), Joined4bit):

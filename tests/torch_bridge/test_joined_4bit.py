@@ -7,7 +7,7 @@ from torch import nn
 from tests.torch_bridge.test_nf4_linear import DEVICES, llama, quantised, relative, saved
 from torch_bridge.footprint import footprint
 from torch_bridge.fused_projections import feed_forward, fuse, queries_keys_values
-from torch_bridge.joined_4bit import Joined4bit, can_join, part
+from torch_bridge.joined_4bit import Joined4bit, can_join, unjoin
 from torch_bridge.nf4.linear import ParallelNF4, choose_products, fuse_nf4, parallel_of, restore
 from torch_bridge.quantize import is_4bit
 
@@ -84,7 +84,7 @@ def test_other_layers_are_left():
     assert can_join([first, first])
 
 
-@pytest.mark.parametrize("take", [restore, part])
+@pytest.mark.parametrize("take", [restore, unjoin])
 def test_each_layer_multiplies_for_itself_again(take):
     model, plain = llama(), llama()
     fuse(model)
