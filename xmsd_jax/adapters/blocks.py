@@ -13,8 +13,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
-from xmsd_jax.adapters.attend import attend, has_kernels, heads, rows_are_fused, scaled, softmax
+from xmsd_jax.adapters.attend import attend, has_kernels, heads, rows_are_fused
 from xmsd_jax.adapters.interface import EPSILON, Seen
+from xmsd_jax.adapters.looking_back import KeyValue, look_at_once, look_by_parts
 from xmsd_jax.adapters.noise import Noise, drop
 
 FEW_ROWS, TILE_ROWS = 4, 16
@@ -128,13 +129,6 @@ def blended(x: Float[Array, "..."], weight: Float[Array, ""], y: Float[Array, ".
     return (x.astype(jnp.float32) + weight * y.astype(jnp.float32)).astype(x.dtype)
 
 
-class KeyValue(NamedTuple):
-    """Keys and values of some positions, [..., h, e]."""
-
-    key: Float[Array, "... h e"]
-    value: Float[Array, "... h e"]
-
-
 class Residual(NamedTuple):
     """`x + drop(y + bias)`, not yet summed: the norm that comes next sums it in the same pass."""
 
@@ -174,15 +168,8 @@ class TransformerLayer(nnx.Module):
         """One position for each anchor: attends what `seen` allows and itself (`CausalAdapter.advance`)."""
         query, own = self.project(x)
         rolled = jax.tree.map(lambda buffer, new: buffer.at[:, :, seen.newest].set(new), seen.rolled, own)
-        far = jnp.einsum("bahe,bthe->baht", query, seen.kept.key)
-        near = jnp.einsum("bahe,baghe->bahg", query, rolled.key)
-        near_mask = jnp.broadcast_to(jnp.arange(near.shape[-1]) <= seen.newest, near[:, :, 0].shape)
-        mask = jnp.concatenate([seen.kept_mask, near_mask], axis=-1)[:, :, None]
-        scores = jnp.concatenate([far, near], axis=-1).astype(jnp.float32)
-        weights = softmax(scaled(scores, query), mask).astype(x.dtype)
-        past = far.shape[-1]
-        attended = jnp.einsum("baht,bthe->bahe", weights[..., :past], seen.kept.value)
-        attended += jnp.einsum("bahg,baghe->bahe", weights[..., past:], rolled.value)
+        look = look_by_parts if x.shape[1] == 1 and has_kernels(x.dtype) else look_at_once
+        attended = look(query, seen._replace(rolled=rolled))
         return self.finish(x, attended.reshape(x.shape), [None] * 2), own
 
     def finish(
