@@ -1,8 +1,9 @@
 """Every part of the cost model, measured on its own, before anything is decoded live.
 
-Medians over a few prompts, warm. Target passes are timed in the middle of an answer; a drafter's calls along a
-reference answer, in turn with passes (`draft_costs`); the loop's own time by decoding with empty parts, between passes
-that it is not charged for: so it finds the processor as it does live, not warm from the turn before.
+Medians over a few prompts, warm. Each part finds the machine as it does live. Prompts are read between decoded tokens:
+a GPU that reads one after the other runs into its power limit and takes longer. Target passes are timed in the middle
+of an answer; a drafter's calls along a reference answer, in turn with passes (`draft_costs`); the loop's own time by
+decoding with empty parts, between passes that it is not charged for.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -24,6 +25,8 @@ from xmsd_jax.pipeline.live_pair import LivePair
 from xmsd_jax.pipeline.rows import TEXT, DraftRow
 
 PROMPTS = 4
+PAUSE = 16
+"""Tokens decoded between two prompts that are read."""
 
 
 def measure_parts(
@@ -32,8 +35,9 @@ def measure_parts(
     """Parts of every row, by row name; `answers` are the target's own to the prompts."""
     picked = np.unique(np.linspace(0, len(prompts) - 1, min(PROMPTS, len(prompts))).astype(int))
     samples = [_sample(pair, prompts[at], answers[at]) for at in picked]
-    target = _target_parts(pair, samples, _pass_lengths(pair, rows))
-    lane = _lane_parts(pair, samples) if any(_uses_lane(pair, row) for row in rows) else {}
+    read = _read_prompts(pair, samples, any(_uses_lane(pair, row) for row in rows))
+    target = _target_parts(pair, samples, read, _pass_lengths(pair, rows))
+    lane = {part: seconds for part, seconds in read.items() if part.startswith("drafter")}
     drafted = {
         (name, auto): drafting(pair, name, samples, _compiled(pair, rows, name, auto))
         for name, auto in dict.fromkeys((row.drafter, row.auto) for row in rows if row.drafter)
@@ -105,27 +109,50 @@ def steps(row: DraftRow) -> bool:
     return (row.drafter or "").endswith("(own)") or (row.first is not None and row.first not in TEXT)
 
 
-def _target_parts(pair: LivePair, samples: Sequence[Sample], lengths: Iterable[int]) -> Parts:
-    reads = [_read_prompt(pair, sample) for sample in samples for _ in range(REPEATS)]
-    extra = pair.lengths.prefill_draft_len
-    plain = [decode_plain(pair.verifier, s.prompt, pair.lengths.max_new_tokens) for s in samples for _ in range(2)]
+def _target_parts(
+    pair: LivePair, samples: Sequence[Sample], read: Mapping[str, float], lengths: Iterable[int]
+) -> Parts:
+    plain = [_decoded(pair, sample, pair.lengths.max_new_tokens) for sample in samples for _ in range(2)]
     return Parts(
-        vision=median(r[0] for r in reads),
-        prefill=median(r[1] for r in reads),
-        prefill_per_extra=max(0.0, median(r[2] - r[1] for r in reads) / extra),
+        vision=read["vision"],
+        prefill=read["prefill"],
+        prefill_per_extra=max(0.0, (read["ridden"] - read["prefill"]) / pair.lengths.prefill_draft_len),
         decode_step=median(t.seconds["decode"] / (len(t.ids) - 1) for t in plain if len(t.ids) > 1),
         verify={m: median(s for sample in samples for s in _pass(pair, sample, m)) for m in lengths},
         host=_host(pair, samples[0]),
     )
 
 
-def _read_prompt(pair: LivePair, sample: Sample) -> tuple[float, float, float]:
-    """Seconds of vision, of the prefill, and of one with a draft riding on it."""
-    pair.verifier.prefill(sample.prompt)
-    times = pair.verifier.times
+def _decoded(pair: LivePair, sample: Sample, tokens: int) -> Trace:
+    return decode_plain(pair.verifier, sample.prompt, min(tokens, pair.lengths.max_new_tokens))
+
+
+def _read_prompts(pair: LivePair, samples: Sequence[Sample], lane: bool) -> dict[str, float]:
+    """Seconds of both models' prompts, of a step of the drafter's own answer, and of a prefill with a draft riding."""
+    pair.share(False)
+    turns = [_read_turn(pair, sample, lane) for sample in samples for _ in range(REPEATS)]
+    return {part: median(turn[part] for turn in turns) for part in turns[0]}
+
+
+def _read_turn(pair: LivePair, sample: Sample, lane: bool) -> dict[str, float]:
+    """One turn: the lane, as it comes before the target in an answer; the target; the target with a draft riding."""
+    found = _read_by_lane(pair, sample) if lane else {}
+    _decoded(pair, sample, PAUSE)
+    found |= {part: pair.verifier.times[part] for part in ("vision", "prefill")}
     draft = (list(sample.answer.ids) * pair.lengths.prefill_draft_len)[: pair.lengths.prefill_draft_len]
     pair.verifier.prefill(sample.prompt, draft)
-    return times["vision"], times["prefill"], pair.verifier.times["prefill"]
+    found["ridden"] = pair.verifier.times["prefill"]
+    _decoded(pair, sample, PAUSE)
+    return found
+
+
+def _read_by_lane(pair: LivePair, sample: Sample) -> dict[str, float]:
+    """Seconds of the drafter's vision, prefill, and a step of its own answer."""
+    pair.lane.begin(sample.prompt)
+    pair.lane.own(pair.lengths.prefill_draft_len)
+    spans = pair.lane.take_spans()
+    parts = ("drafter vision", "drafter prefill", "drafter step")
+    return {part.replace(" ", "_"): median(s.stop - s.start for s in spans if s.part == part) for part in parts}
 
 
 def _pass(pair: LivePair, sample: Sample, length: int) -> list[float]:
@@ -139,20 +166,6 @@ def _pass(pair: LivePair, sample: Sample, length: int) -> list[float]:
         pair.shared.crop(length)
 
     return _timed(once, pair.shared.synchronize)
-
-
-def _lane_parts(pair: LivePair, samples: Sequence[Sample]) -> dict[str, float]:
-    """Seconds of the drafter's vision, prefill, and a step of its own answer."""
-    spans = []
-    pair.share(False)
-    for sample in samples:
-        for _ in range(REPEATS):
-            pair.lane.begin(sample.prompt)
-            pair.lane.own(pair.lengths.prefill_draft_len)
-            spans += pair.lane.take_spans()
-    parts = ("drafter vision", "drafter prefill", "drafter step")
-    seconds = {part: [s.stop - s.start for s in spans if s.part == part] for part in parts}
-    return {part.replace(" ", "_"): median(seconds[part]) for part in parts}
 
 
 class _Nothing:
